@@ -1,0 +1,105 @@
+//! Status codes: number, name and sentence. A code without a row in `TABLE` fails a test.
+
+#![allow(non_camel_case_types)]
+
+use std::ffi::{CStr, c_char};
+
+/// 0 is done, negative is an error, positive is not finished yet. Fixed width and open-ended:
+/// expect codes that you do not know. A number is never reused.
+pub type sendgate_status = i32;
+
+/// Done.
+pub const SENDGATE_OK: sendgate_status = 0;
+/// Would block: call again when the socket is writable.
+pub const SENDGATE_WANT_WRITE: sendgate_status = 1;
+/// From a sendgate_write_fn: again when the socket is readable. From
+/// sendgate_request_from_head: the head is not complete.
+pub const SENDGATE_WANT_READ: sendgate_status = 2;
+/// Budget spent: call again, without waiting first.
+pub const SENDGATE_YIELD: sendgate_status = 3;
+
+/// NULL or out-of-range argument.
+pub const SENDGATE_ERR_INVALID: sendgate_status = -1;
+/// Struct too small, or larger with unknown members set.
+pub const SENDGATE_ERR_SIZE: sendgate_status = -2;
+/// Buffer too small; the needed length was still written.
+pub const SENDGATE_ERR_NO_SPACE: sendgate_status = -3;
+/// CR, LF or NUL in a response field, a bad name, or a field against its rule.
+pub const SENDGATE_ERR_FIELD: sendgate_status = -4;
+/// Out of memory.
+pub const SENDGATE_ERR_NO_MEMORY: sendgate_status = -5;
+/// A system call failed: see sys_errno.
+pub const SENDGATE_ERR_IO: sendgate_status = -6;
+/// EPIPE or ECONNRESET; no SIGPIPE is ever raised.
+pub const SENDGATE_ERR_PEER_CLOSED: sendgate_status = -7;
+/// No progress within idle_timeout_ms, or not complete within total_timeout_ms.
+pub const SENDGATE_ERR_TIMEOUT: sendgate_status = -8;
+/// The file became shorter than the length announced.
+pub const SENDGATE_ERR_TRUNCATED: sendgate_status = -9;
+/// Not a regular file of known length: a directory, FIFO, device, or made up by the kernel (procfs).
+pub const SENDGATE_ERR_NOT_REGULAR: sendgate_status = -10;
+/// sendgate_transfer needs O_NONBLOCK and the socket lacks it; or there is nothing to wait on.
+pub const SENDGATE_ERR_BLOCKING: sendgate_status = -11;
+/// The handle is already in a call.
+pub const SENDGATE_ERR_BUSY: sendgate_status = -12;
+/// Not in this build, or not on this system.
+pub const SENDGATE_ERR_UNSUPPORTED: sendgate_status = -14;
+/// A bug here, contained: only free the handle now.
+pub const SENDGATE_ERR_INTERNAL: sendgate_status = -15;
+/// SENDGATE_REP_CHECK: the file's size or modification time changed while it was sent.
+pub const SENDGATE_ERR_CHANGED: sendgate_status = -16;
+/// Not a request head of HTTP/1: answer 400 and close.
+pub const SENDGATE_ERR_REQUEST: sendgate_status = -17;
+// Last added: -17. -13 is reserved for cancellation.
+
+const fn c_str(with_nul: &'static str) -> &'static CStr {
+    match CStr::from_bytes_with_nul(with_nul.as_bytes()) {
+        Ok(text) => text,
+        Err(_) => panic!("a status text contains NUL"),
+    }
+}
+
+macro_rules! table {
+    ($($name:ident $text:literal,)*) => {
+        &[$(($name, c_str(concat!(stringify!($name), "\0")), c_str(concat!($text, "\0"))),)*]
+    };
+}
+
+const TABLE: &[(sendgate_status, &CStr, &CStr)] = table![
+    SENDGATE_OK "Done.",
+    SENDGATE_WANT_WRITE "Would block: call again when the socket is writable.",
+    SENDGATE_WANT_READ "Incomplete: call again when there is more to read.",
+    SENDGATE_YIELD "The budget is spent: call again.",
+    SENDGATE_ERR_INVALID "An argument is NULL, out of range or contradicts another.",
+    SENDGATE_ERR_SIZE "A struct's size is smaller than any version's, or has unknown members set.",
+    SENDGATE_ERR_NO_SPACE "The buffer is too small.",
+    SENDGATE_ERR_FIELD "A response field has a bad name, holds CR, LF or NUL, or breaks the rule for its name.",
+    SENDGATE_ERR_NO_MEMORY "Out of memory.",
+    SENDGATE_ERR_IO "A system call failed.",
+    SENDGATE_ERR_PEER_CLOSED "The peer closed the connection.",
+    SENDGATE_ERR_TIMEOUT "The peer took too long.",
+    SENDGATE_ERR_TRUNCATED "The file became shorter than the length announced.",
+    SENDGATE_ERR_NOT_REGULAR "Not a regular file of known length.",
+    SENDGATE_ERR_BLOCKING "The socket is blocking; set O_NONBLOCK, or use the blocking call.",
+    SENDGATE_ERR_BUSY "The handle is already in a call.",
+    SENDGATE_ERR_UNSUPPORTED "Not supported by this build or system.",
+    SENDGATE_ERR_INTERNAL "A bug in sendgate, contained: free the handle and report it.",
+    SENDGATE_ERR_CHANGED "The file changed while it was sent.",
+    SENDGATE_ERR_REQUEST "Not a request head of HTTP/1.",
+];
+
+fn row(status: sendgate_status) -> Option<&'static (sendgate_status, &'static CStr, &'static CStr)> {
+    TABLE.iter().find(|row| row.0 == status)
+}
+
+/// The code's name, "SENDGATE_ERR_IO". Static, never NULL.
+#[unsafe(no_mangle)]
+pub extern "C" fn sendgate_status_name(status: sendgate_status) -> *const c_char {
+    row(status).map_or(c"SENDGATE_UNKNOWN", |row| row.1).as_ptr()
+}
+
+/// One English sentence for the code. Static, never NULL.
+#[unsafe(no_mangle)]
+pub extern "C" fn sendgate_status_message(status: sendgate_status) -> *const c_char {
+    row(status).map_or(c"Unknown status; a newer library may know it.", |row| row.2).as_ptr()
+}

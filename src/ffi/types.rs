@@ -1,0 +1,315 @@
+//! The C structs and constants of `include/sendgate.h`, under their C names.
+//!
+//! Comments here are written for the C reader: cbindgen copies them into the header.
+
+#![allow(non_camel_case_types)]
+
+use std::ffi::{c_char, c_void};
+
+// ---- Version and features ----
+
+/// The version this header belongs to; `sendgate_version` tells the loaded library's.
+pub const SENDGATE_VERSION_MAJOR: u32 = 0;
+/// See SENDGATE_VERSION_MAJOR.
+pub const SENDGATE_VERSION_MINOR: u32 = 1;
+/// See SENDGATE_VERSION_MAJOR.
+pub const SENDGATE_VERSION_PATCH: u32 = 0;
+
+/// Files leave by a copy inside the kernel; without it, by pread and send.
+pub const SENDGATE_FEATURE_SENDFILE: u64 = 0x1;
+
+// ---- Values: these four never change ----
+
+/// Borrowed bytes. ptr NULL is absent; ptr set with len 0 is present and empty.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct sendgate_str {
+    /// First byte; not NUL-terminated.
+    pub ptr: *const c_char,
+    /// Number of bytes.
+    pub len: usize,
+}
+
+/// One header field, laid out as picohttpparser's phr_header is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct sendgate_field {
+    /// A token (RFC 9110 5.1); case does not matter.
+    pub name: sendgate_str,
+    /// Without CR, LF and NUL.
+    pub value: sendgate_str,
+}
+
+/// A span of the representation, in bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct sendgate_range {
+    /// First byte, counted from 0.
+    pub offset: u64,
+    /// Number of bytes, never 0.
+    pub length: u64,
+}
+
+/// A field of the response, and who wins when the library produces the same field.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct sendgate_header {
+    /// Name and value; CR, LF, NUL or a name that is no token is SENDGATE_ERR_FIELD.
+    pub field: sendgate_field,
+    /// One SENDGATE_RULE_, optionally with SENDGATE_RULE_FROZEN.
+    pub rule: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// The library's field wins if it produces one, otherwise this one is sent.
+///
+/// For every rule: Content-Range, Transfer-Encoding and Connection are the library's own, and naming
+/// one is SENDGATE_ERR_FIELD, as is a Content-Length other than the one announced. (With a status of
+/// your own other than 200 a Content-Range of yours is sent as it is.)
+pub const SENDGATE_RULE_DEFAULT: u32 = 0;
+/// This field replaces the library's: an ETag or Last-Modified is then also the one that the
+/// request's conditions are compared with. A malformed ETag is SENDGATE_ERR_FIELD.
+pub const SENDGATE_RULE_OVERRIDE: u32 = 1;
+/// Both are sent: Set-Cookie, Vary, Link. SENDGATE_ERR_FIELD for fields that may occur only once.
+pub const SENDGATE_RULE_APPEND: u32 = 2;
+/// Neither is sent; the value is ignored.
+pub const SENDGATE_RULE_REMOVE: u32 = 3;
+/// A flag: sent unchanged even where a 304, 412 or 416 would drop it.
+pub const SENDGATE_RULE_FROZEN: u32 = 0x10;
+
+// ---- The request ----
+
+/// The request announces content that has not been read: the connection is not reused after the
+/// answer, because the unread content would be taken for the next request.
+pub const SENDGATE_REQUEST_HAS_BODY: u32 = 0x1;
+
+/// What the decision depends on. A field sent on several lines is one value, joined with ", "
+/// (RFC 9110 5.3); sendgate_request_from_fields does that.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct sendgate_request {
+    /// sizeof(sendgate_request).
+    pub size: usize,
+    /// "GET"; case-sensitive. Conditions apply as RFC 9110 13.2.2 says, ranges to GET only, and
+    /// no body follows HEAD.
+    pub method: sendgate_str,
+    /// 10 is HTTP/1.0, 11 is HTTP/1.1; 0 means 11.
+    pub version: u32,
+    /// SENDGATE_REQUEST_HAS_BODY.
+    pub flags: u32,
+    /// Decides whether the connection may be reused.
+    pub connection: sendgate_str,
+    /// If-Match, RFC 9110 13.1.1.
+    pub if_match: sendgate_str,
+    /// If-None-Match, RFC 9110 13.1.2.
+    pub if_none_match: sendgate_str,
+    /// If-Modified-Since, RFC 9110 13.1.3.
+    pub if_modified_since: sendgate_str,
+    /// If-Unmodified-Since, RFC 9110 13.1.4.
+    pub if_unmodified_since: sendgate_str,
+    /// If-Range, RFC 9110 13.1.5.
+    pub if_range: sendgate_str,
+    /// Range, RFC 9110 14.2.
+    pub range: sendgate_str,
+    /// The request target as received. Only sendgate_request_from_head fills it; nothing reads it.
+    pub target: sendgate_str,
+}
+
+// ---- The representation ----
+
+/// The representation is a span of a file.
+pub const SENDGATE_REP_FILE: u32 = 0;
+/// The representation is memory of the caller's.
+pub const SENDGATE_REP_MEMORY: u32 = 1;
+
+/// mtime and mtime_nsec are set.
+pub const SENDGATE_REP_HAS_MTIME: u32 = 0x1;
+/// The entity tag was made from the modification time, so it is weak while that time is too
+/// recent to tell two changes apart: for 1 second, or 2 where mtime_nsec is 0 (RFC 9110 8.8.1).
+pub const SENDGATE_REP_ETAG_FROM_MTIME: u32 = 0x2;
+/// Copy the file through memory instead of sendfile, which sends later in-place writes and
+/// truncations of the file even for bytes already handed over.
+pub const SENDGATE_REP_COPY: u32 = 0x4;
+/// fstat before each step, and SENDGATE_ERR_CHANGED if size or modification time differ.
+pub const SENDGATE_REP_CHECK: u32 = 0x8;
+
+/// Enough for every entity tag that sendgate_rep_from_fd makes.
+pub const SENDGATE_ETAG_MAX: usize = 96;
+/// Put the inode number into the entity tag: notices a replaced file whose time and size were
+/// kept, but differs between the servers of a cluster.
+pub const SENDGATE_ETAG_INODE: u32 = 0x1;
+/// Put the status change time into the entity tag: notices a restored modification time, but
+/// differs between the servers of a cluster.
+pub const SENDGATE_ETAG_CTIME: u32 = 0x2;
+/// sendgate_open: follow symbolic links that lead out of the directory.
+pub const SENDGATE_OPEN_OUTSIDE: u32 = 0x10;
+
+/// What is sent, and its validators.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct sendgate_rep {
+    /// sizeof(sendgate_rep).
+    pub size: usize,
+    /// SENDGATE_REP_FILE or SENDGATE_REP_MEMORY.
+    pub kind: u32,
+    /// SENDGATE_REP_ flags.
+    pub flags: u32,
+    /// FILE: a regular file opened for reading.
+    pub fd: i32,
+    /// Nanoseconds within mtime, 0 to 999999999.
+    pub mtime_nsec: u32,
+    /// FILE: first byte of the representation within the file.
+    pub offset: u64,
+    /// Number of bytes.
+    pub length: u64,
+    /// MEMORY: unchanged until the response is done.
+    pub memory: *const c_void,
+    /// Seconds since 1970, UTC; negative: before, and then Last-Modified is left out.
+    pub mtime: i64,
+    /// With its quotes, and W/ if weak; absent: no entity tag.
+    pub etag: sendgate_str,
+    /// Content-Type; absent: none is sent.
+    pub content_type: sendgate_str,
+}
+
+// ---- The exchange ----
+
+/// "HTTP/1.1 206 Partial Content".
+pub const SENDGATE_HEAD_HTTP1: u32 = 0;
+/// "Status: 206 Partial Content", without Date and Connection: CGI and FastCGI (RFC 3875 6.3).
+pub const SENDGATE_HEAD_CGI: u32 = 1;
+/// Body only: the caller sends the head itself.
+pub const SENDGATE_HEAD_NONE: u32 = 2;
+/// Announce Connection: close.
+pub const SENDGATE_HEAD_CLOSE: u32 = 0x1;
+
+/// One request, one representation, and how to say it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct sendgate_exchange {
+    /// sizeof(sendgate_exchange).
+    pub size: usize,
+    /// NULL: GET, HTTP/1.1, no conditions.
+    pub request: *const sendgate_request,
+    /// Required.
+    pub rep: *const sendgate_rep,
+    /// Sent in this order, after the library's own.
+    pub headers: *const sendgate_header,
+    /// Number of headers.
+    pub n_headers: usize,
+    /// Seconds since 1970, for Date and the age of validators; 0 reads the clock.
+    pub now: i64,
+    /// Of multipart boundaries; 0 is random. Set now and seed if one call makes the head and
+    /// another the body.
+    pub seed: u64,
+    /// SENDGATE_HEAD_HTTP1, _CGI or _NONE.
+    pub head: u32,
+    /// SENDGATE_HEAD_CLOSE.
+    pub head_flags: u32,
+    /// Parts after merging, at most 64; more ranges than that send all of it, 200. 0 means 64.
+    pub max_ranges: u32,
+    /// Your own status, 200 to 999; 0 is 200. With any but 200 neither conditions nor ranges are
+    /// evaluated. 204 and 304 have no body.
+    pub http_status: u32,
+}
+
+/// What the answer will be.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct sendgate_decision {
+    /// sizeof(sendgate_decision).
+    pub size: usize,
+    /// 200, 206, 304, 412 or 416, or the exchange's own.
+    pub http_status: u32,
+    /// 1 if the head will allow reuse of the connection, else 0.
+    pub keep_alive: u32,
+    /// Announced length in bytes, multipart framing included; 0 for 304.
+    pub content_length: u64,
+    /// Bytes after the head; 0 for HEAD, 304, 412 and 416.
+    pub body_length: u64,
+    /// 0 unless 206; 2 or more means multipart/byteranges.
+    pub n_ranges: usize,
+}
+
+// ---- Where the bytes go ----
+
+/// For TLS in user space; kernel TLS needs only fd. Take up to len bytes, set *written and
+/// return SENDGATE_OK; or take none and return SENDGATE_WANT_WRITE, SENDGATE_WANT_READ or an
+/// error. Must neither use the same handle nor unwind. A *written of 0 or above len is an error
+/// (SENDGATE_ERR_INVALID), never believed.
+pub type sendgate_write_fn = Option<
+    unsafe extern "C" fn(user: *mut c_void, data: *const u8, len: usize, written: *mut usize) -> super::status::sendgate_status,
+>;
+
+/// The host ignores or handles SIGPIPE: saves asking the kernel before each sendfile.
+pub const SENDGATE_SINK_SIGPIPE_IGNORED: u32 = 0x1;
+
+/// Where the bytes go.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct sendgate_sink {
+    /// sizeof(sendgate_sink).
+    pub size: usize,
+    /// Set: used for every byte; fd is then only waited on, and -1 means never wait: an answer
+    /// of SENDGATE_WANT_WRITE or _READ makes sendgate_respond fail with SENDGATE_ERR_BLOCKING.
+    pub write: sendgate_write_fn,
+    /// Passed to write.
+    pub user: *mut c_void,
+    /// A stream socket: TCP or UNIX.
+    pub fd: i32,
+    /// SENDGATE_SINK_SIGPIPE_IGNORED.
+    pub flags: u32,
+    /// sendgate_respond: longest wait without progress, in milliseconds; 0 means 60000.
+    pub idle_timeout_ms: u32,
+    /// sendgate_respond: for the whole response, in milliseconds; 0 means no limit.
+    pub total_timeout_ms: u32,
+}
+
+/// No byte was written: another answer may still be sent.
+pub const SENDGATE_CONN_UNTOUCHED: u32 = 0;
+/// Complete: read the next request.
+pub const SENDGATE_CONN_REUSABLE: u32 = 1;
+/// Complete: close it.
+pub const SENDGATE_CONN_CLOSE: u32 = 2;
+/// Cut short, or not finished yet: close it, and send nothing more.
+pub const SENDGATE_CONN_BROKEN: u32 = 3;
+
+/// What happened. Written by every call that takes one, also when it fails.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct sendgate_result {
+    /// sizeof(sendgate_result).
+    pub size: usize,
+    /// As returned.
+    pub status: super::status::sendgate_status,
+    /// For SENDGATE_ERR_IO and SENDGATE_ERR_PEER_CLOSED, else 0.
+    pub sys_errno: i32,
+    /// 0 if the decision was not reached.
+    pub http_status: u32,
+    /// SENDGATE_CONN_.
+    pub connection: u32,
+    /// Bytes of the head that were sent.
+    pub head_sent: u64,
+    /// Bytes after the head that were sent.
+    pub body_sent: u64,
+    /// Bytes after the head, all of them.
+    pub body_length: u64,
+}
+
+#[cfg(target_pointer_width = "64")]
+mod layout {
+    //! The sizes that the C tests assert as well: a change here is a change of the ABI.
+    use super::*;
+    use std::mem::size_of;
+    const _: () = assert!(size_of::<sendgate_str>() == 16);
+    const _: () = assert!(size_of::<sendgate_field>() == 32);
+    const _: () = assert!(size_of::<sendgate_range>() == 16);
+    const _: () = assert!(size_of::<sendgate_header>() == 40);
+    const _: () = assert!(size_of::<sendgate_request>() == 160);
+    const _: () = assert!(size_of::<sendgate_rep>() == 88);
+    const _: () = assert!(size_of::<sendgate_exchange>() == 72);
+    const _: () = assert!(size_of::<sendgate_decision>() == 40);
+    const _: () = assert!(size_of::<sendgate_sink>() == 40);
+    const _: () = assert!(size_of::<sendgate_result>() == 48);
+}

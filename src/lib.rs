@@ -1,0 +1,2 @@
+//! sendgate
+pub mod ffi;
