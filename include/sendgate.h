@@ -204,7 +204,7 @@ typedef int32_t sendgate_status;
 /**
  * Borrowed bytes. ptr NULL is absent; ptr set with len 0 is present and empty.
  */
-typedef struct {
+typedef struct sendgate_str {
     /**
      * First byte; not NUL-terminated.
      */
@@ -219,7 +219,7 @@ typedef struct {
  * What the decision depends on. A field sent on several lines is one value, joined with ", "
  * (RFC 9110 5.3); sendgate_request_from_fields does that.
  */
-typedef struct {
+typedef struct sendgate_request {
     /**
      * sizeof(sendgate_request).
      */
@@ -228,7 +228,7 @@ typedef struct {
      * "GET"; case-sensitive. Conditions apply as RFC 9110 13.2.2 says, ranges to GET only, and
      * no body follows HEAD.
      */
-    sendgate_str method;
+    struct sendgate_str method;
     /**
      * 10 is HTTP/1.0, 11 is HTTP/1.1; 0 means 11.
      */
@@ -240,55 +240,55 @@ typedef struct {
     /**
      * Decides whether the connection may be reused.
      */
-    sendgate_str connection;
+    struct sendgate_str connection;
     /**
      * If-Match, RFC 9110 13.1.1.
      */
-    sendgate_str if_match;
+    struct sendgate_str if_match;
     /**
      * If-None-Match, RFC 9110 13.1.2.
      */
-    sendgate_str if_none_match;
+    struct sendgate_str if_none_match;
     /**
      * If-Modified-Since, RFC 9110 13.1.3.
      */
-    sendgate_str if_modified_since;
+    struct sendgate_str if_modified_since;
     /**
      * If-Unmodified-Since, RFC 9110 13.1.4.
      */
-    sendgate_str if_unmodified_since;
+    struct sendgate_str if_unmodified_since;
     /**
      * If-Range, RFC 9110 13.1.5.
      */
-    sendgate_str if_range;
+    struct sendgate_str if_range;
     /**
      * Range, RFC 9110 14.2.
      */
-    sendgate_str range;
+    struct sendgate_str range;
     /**
      * The request target as received. Only sendgate_request_from_head fills it; nothing reads it.
      */
-    sendgate_str target;
+    struct sendgate_str target;
 } sendgate_request;
 
 /**
  * One header field, laid out as picohttpparser's phr_header is.
  */
-typedef struct {
+typedef struct sendgate_field {
     /**
      * A token (RFC 9110 5.1); case does not matter.
      */
-    sendgate_str name;
+    struct sendgate_str name;
     /**
      * Without CR, LF and NUL.
      */
-    sendgate_str value;
+    struct sendgate_str value;
 } sendgate_field;
 
 /**
  * What is sent, and its validators.
  */
-typedef struct {
+typedef struct sendgate_rep {
     /**
      * sizeof(sendgate_rep).
      */
@@ -328,21 +328,21 @@ typedef struct {
     /**
      * With its quotes, and W/ if weak; absent: no entity tag.
      */
-    sendgate_str etag;
+    struct sendgate_str etag;
     /**
      * Content-Type; absent: none is sent.
      */
-    sendgate_str content_type;
+    struct sendgate_str content_type;
 } sendgate_rep;
 
 /**
  * A field of the response, and who wins when the library produces the same field.
  */
-typedef struct {
+typedef struct sendgate_header {
     /**
      * Name and value; CR, LF, NUL or a name that is no token is SENDGATE_ERR_FIELD.
      */
-    sendgate_field field;
+    struct sendgate_field field;
     /**
      * One SENDGATE_RULE_, optionally with SENDGATE_RULE_FROZEN.
      */
@@ -356,7 +356,7 @@ typedef struct {
 /**
  * One request, one representation, and how to say it.
  */
-typedef struct {
+typedef struct sendgate_exchange {
     /**
      * sizeof(sendgate_exchange).
      */
@@ -364,15 +364,15 @@ typedef struct {
     /**
      * NULL: GET, HTTP/1.1, no conditions.
      */
-    const sendgate_request *request;
+    const struct sendgate_request *request;
     /**
      * Required.
      */
-    const sendgate_rep *rep;
+    const struct sendgate_rep *rep;
     /**
      * Sent in this order, after the library's own.
      */
-    const sendgate_header *headers;
+    const struct sendgate_header *headers;
     /**
      * Number of headers.
      */
@@ -408,7 +408,7 @@ typedef struct {
 /**
  * A span of the representation, in bytes.
  */
-typedef struct {
+typedef struct sendgate_range {
     /**
      * First byte, counted from 0.
      */
@@ -422,7 +422,7 @@ typedef struct {
 /**
  * What the answer will be.
  */
-typedef struct {
+typedef struct sendgate_decision {
     /**
      * sizeof(sendgate_decision).
      */
@@ -463,7 +463,7 @@ typedef sendgate_status (*sendgate_write_fn)(void *user,
 /**
  * Where the bytes go.
  */
-typedef struct {
+typedef struct sendgate_sink {
     /**
      * sizeof(sendgate_sink).
      */
@@ -498,7 +498,7 @@ typedef struct {
 /**
  * What happened. Written by every call that takes one, also when it fails.
  */
-typedef struct {
+typedef struct sendgate_result {
     /**
      * sizeof(sendgate_result).
      */
@@ -662,8 +662,8 @@ uint64_t sendgate_features(void);
  * SENDGATE_REQUEST_HAS_BODY if Transfer-Encoding, or a Content-Length other than 0, is there.
  * SENDGATE_ERR_NO_SPACE: *needed is the scratch_cap to call with. needed may be NULL.
  */
-sendgate_status sendgate_request_from_fields(sendgate_request *req,
-                                             const sendgate_field *fields,
+sendgate_status sendgate_request_from_fields(struct sendgate_request *req,
+                                             const struct sendgate_field *fields,
                                              size_t n_fields,
                                              char *scratch,
                                              size_t scratch_cap,
@@ -677,7 +677,7 @@ sendgate_status sendgate_request_from_fields(sendgate_request *req,
  * (RFC 9112 2 and 3, bare CR, folded lines, bad names, space before the colon), or ambiguous about where it ends
  * (Transfer-Encoding with Content-Length, two different lengths: RFC 9112 6.3). needed may be NULL.
  */
-sendgate_status sendgate_request_from_head(sendgate_request *req,
+sendgate_status sendgate_request_from_head(struct sendgate_request *req,
                                            const char *head,
                                            size_t len,
                                            char *scratch,
@@ -692,7 +692,7 @@ sendgate_status sendgate_request_from_head(sendgate_request *req,
  * SENDGATE_ERR_NOT_REGULAR: a directory, FIFO, socket or device, or a file of the kernel's own
  * making that says it is empty but is not. SENDGATE_ERR_IO: *sys_errno (may be NULL) tells.
  */
-sendgate_status sendgate_rep_from_fd(sendgate_rep *rep,
+sendgate_status sendgate_rep_from_fd(struct sendgate_rep *rep,
                                      int32_t fd,
                                      uint32_t flags,
                                      char *etag_buf,
@@ -712,22 +712,22 @@ sendgate_status sendgate_open(int32_t dir_fd,
                               char *etag_buf,
                               size_t etag_cap,
                               int32_t *fd,
-                              sendgate_rep *rep,
+                              struct sendgate_rep *rep,
                               int32_t *sys_errno);
 
 /**
  * Conditions and ranges: RFC 9110 sections 13.2.2 and 14.2. No I/O (but for the clock, if ex->now is
  * 0), no allocation. ranges may be NULL; with fewer than out->n_ranges of room: SENDGATE_ERR_NO_SPACE, and out is valid.
  */
-sendgate_status sendgate_decide(const sendgate_exchange *ex,
-                                sendgate_range *ranges,
+sendgate_status sendgate_decide(const struct sendgate_exchange *ex,
+                                struct sendgate_range *ranges,
                                 size_t cap,
-                                sendgate_decision *out);
+                                struct sendgate_decision *out);
 
 /**
  * The head as bytes, ending in an empty line. Not NUL-terminated. SENDGATE_ERR_NO_SPACE: *len is what is needed.
  */
-sendgate_status sendgate_head_bytes(const sendgate_exchange *ex,
+sendgate_status sendgate_head_bytes(const struct sendgate_exchange *ex,
                                     char *buf,
                                     size_t cap,
                                     size_t *len);
@@ -736,8 +736,8 @@ sendgate_status sendgate_head_bytes(const sendgate_exchange *ex,
  * The head as fields, for a server that writes it itself; Date and Connection are among them only with SENDGATE_HEAD_HTTP1. The fields point into scratch and into what ex borrows.
  * SENDGATE_ERR_NO_SPACE: *n_fields and *needed are what is needed.
  */
-sendgate_status sendgate_head_fields(const sendgate_exchange *ex,
-                                     sendgate_field *fields,
+sendgate_status sendgate_head_fields(const struct sendgate_exchange *ex,
+                                     struct sendgate_field *fields,
                                      size_t cap,
                                      char *scratch,
                                      size_t scratch_cap,
@@ -749,14 +749,14 @@ sendgate_status sendgate_head_fields(const sendgate_exchange *ex,
  * The socket may be blocking or not; waiting is done in poll(2), never longer than the sink's
  * timeouts. Nothing is written unless the whole exchange is valid.
  */
-sendgate_status sendgate_respond(const sendgate_exchange *ex,
-                                 const sendgate_sink *sink,
-                                 sendgate_result *out);
+sendgate_status sendgate_respond(const struct sendgate_exchange *ex,
+                                 const struct sendgate_sink *sink,
+                                 struct sendgate_result *out);
 
 /**
  * Make an idle handle.
  */
-sendgate_status sendgate_transfer_new(sendgate_transfer **out);
+sendgate_status sendgate_transfer_new(struct sendgate_transfer **out);
 
 /**
  * Decide and get ready to send; writes nothing yet. Ends whatever the handle did before. On error the
@@ -764,34 +764,34 @@ sendgate_status sendgate_transfer_new(sendgate_transfer **out);
  * (SENDGATE_ERR_BLOCKING), which is looked at when the handle first sees that descriptor number.
  * Timeouts are the caller's: the sink's are ignored.
  */
-sendgate_status sendgate_transfer_start(sendgate_transfer *transfer,
-                                        const sendgate_exchange *ex,
-                                        const sendgate_sink *sink);
+sendgate_status sendgate_transfer_start(struct sendgate_transfer *transfer,
+                                        const struct sendgate_exchange *ex,
+                                        const struct sendgate_sink *sink);
 
 /**
  * Send at most budget bytes (0: until it would block). SENDGATE_WANT_WRITE, SENDGATE_WANT_READ: wait, then
  * step again. SENDGATE_YIELD: step again. After SENDGATE_OK or an error every further step
  * returns the same, until the next start. SENDGATE_ERR_INVALID: not started.
  */
-sendgate_status sendgate_transfer_step(sendgate_transfer *transfer,
+sendgate_status sendgate_transfer_step(struct sendgate_transfer *transfer,
                                        uint64_t budget,
-                                       sendgate_result *out);
+                                       struct sendgate_result *out);
 
 /**
  * Instead of a step, for a caller that writes the bytes itself (TLS, HTTP/2, another library's
  * buffers): put the next bytes of head and body into buf. *len is 0 only at the end, with SENDGATE_OK;
  * until then SENDGATE_YIELD. Bytes put there count as sent. The transfer was started with sink NULL.
  */
-sendgate_status sendgate_transfer_pull(sendgate_transfer *transfer,
+sendgate_status sendgate_transfer_pull(struct sendgate_transfer *transfer,
                                        uint8_t *buf,
                                        size_t cap,
                                        size_t *len,
-                                       sendgate_result *out);
+                                       struct sendgate_result *out);
 
 /**
  * Free the handle. Closes nothing.
  */
-void sendgate_transfer_free(sendgate_transfer *transfer);
+void sendgate_transfer_free(struct sendgate_transfer *transfer);
 
 /**
  * Answer with the whole file fd, as the application says: http_status and headers are sent as given, with
@@ -799,28 +799,28 @@ void sendgate_transfer_free(sendgate_transfer *transfer);
  * whatever the outcome, so pass a dup(2) to keep yours. req (NULL: GET, HTTP/1.1) tells HEAD and keep-alive.
  * Headers follow SENDGATE_RULE_OVERRIDE.
  */
-sendgate_status sendgate_response_file_fd(const sendgate_sink *sink,
-                                          const sendgate_request *req,
+sendgate_status sendgate_response_file_fd(const struct sendgate_sink *sink,
+                                          const struct sendgate_request *req,
                                           uint32_t http_status,
-                                          const sendgate_field *headers,
+                                          const struct sendgate_field *headers,
                                           size_t n_headers,
                                           int32_t fd,
-                                          sendgate_result *out);
+                                          struct sendgate_result *out);
 
 /**
  * As sendgate_response_file_fd, with the bytes from start to before end only. start >= end is SENDGATE_ERR_INVALID; an end
  * past the file is SENDGATE_ERR_TRUNCATED with nothing sent. A 206 without a Content-Range of yours gets one.
  * Takes fd over: it is closed before this returns, whatever the outcome.
  */
-sendgate_status sendgate_response_file_fd_range(const sendgate_sink *sink,
-                                                const sendgate_request *req,
+sendgate_status sendgate_response_file_fd_range(const struct sendgate_sink *sink,
+                                                const struct sendgate_request *req,
                                                 uint32_t http_status,
-                                                const sendgate_field *headers,
+                                                const struct sendgate_field *headers,
                                                 size_t n_headers,
                                                 int32_t fd,
                                                 uint64_t start,
                                                 uint64_t end,
-                                                sendgate_result *out);
+                                                struct sendgate_result *out);
 
 /**
  * Open file (a NUL-terminated path), fstat it once, decide and answer from the same descriptor: 200,
@@ -828,17 +828,17 @@ sendgate_status sendgate_response_file_fd_range(const sendgate_sink *sink,
  * Accept-Ranges are added unless headers has them: an ETag or Last-Modified of the application's wins, also in the comparison. A file that can't be opened is
  * answered 404 with an empty body. http_status is that of the full answer; with any but 200 nothing is evaluated.
  */
-sendgate_status sendgate_response_file_conditional(const sendgate_sink *sink,
-                                                   const sendgate_request *req,
+sendgate_status sendgate_response_file_conditional(const struct sendgate_sink *sink,
+                                                   const struct sendgate_request *req,
                                                    uint32_t http_status,
-                                                   const sendgate_field *headers,
+                                                   const struct sendgate_field *headers,
                                                    size_t n_headers,
                                                    const char *file,
                                                    const char *if_none_match,
                                                    const char *if_modified_since,
                                                    const char *range,
                                                    const char *if_range,
-                                                   sendgate_result *out);
+                                                   struct sendgate_result *out);
 
 /**
  * Everything in one call without structs, for ctypes and the like: answer on the stream socket sock with the file fd (borrowed).
