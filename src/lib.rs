@@ -1,2 +1,3 @@
-//! sendgate
+//! Answers an HTTP request with a file: conditions, ranges, sendfile.
 pub mod ffi;
+pub mod http;
