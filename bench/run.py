@@ -1,0 +1,388 @@
+#!/usr/bin/env python3
+"""Compare file servers: CPU time per request and requests per second, as ratios to a hand-written floor.
+
+Called by `make bench`. bench/README.md says what is measured and why. Standard library only.
+"""
+
+import argparse
+import ctypes
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "target" / "bench"
+CONGESTION = "cubic"
+CFLAGS = ["-std=c99", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
+KIB = 1024
+FILES = {"304.bin": KIB, "1k.bin": KIB, "16k.bin": 16 * KIB, "64k.bin": 64 * KIB, "1m.bin": KIB * KIB,
+         "r1k.bin": KIB * KIB, "r100k.bin": KIB * KIB}
+
+
+class Unavailable(Exception):
+    """A server that can't be measured here; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One kind of request. `length` is the Content-Length that must come (-1: not looked at), `body` the bytes."""
+
+    name: str
+    path: str
+    requests: int  # of one measurement; chosen so that the floor takes some 0.3 s of CPU
+    status: int
+    length: int
+    body: int
+    method: str = "GET"
+    range: str = ""
+    conditional: bool = False
+
+    def request(self, etag: str) -> bytes:
+        """The request head, as a browser-like client would send it."""
+        lines = [f"{self.method} {self.path} HTTP/1.1", "Host: 127.0.0.1", "User-Agent: load", "Accept: */*"]
+        if self.range:
+            lines.append(f"Range: bytes={self.range}")
+        if self.conditional:
+            lines.append(f"If-None-Match: {etag}")
+        return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+CASES = [
+    Case("304", "/304.bin", 60000, 304, -1, 0, conditional=True),
+    Case("HEAD", "/1m.bin", 60000, 200, KIB * KIB, 0, method="HEAD"),
+    Case("200 1 KiB", "/1k.bin", 60000, 200, KIB, KIB),
+    Case("200 16 KiB", "/16k.bin", 40000, 200, 16 * KIB, 16 * KIB),
+    Case("200 64 KiB", "/64k.bin", 25000, 200, 64 * KIB, 64 * KIB),
+    Case("200 1 MiB", "/1m.bin", 4000, 200, KIB * KIB, KIB * KIB),
+    Case("206 1 KiB", "/r1k.bin", 60000, 206, KIB, KIB, range="500000-501023"),
+    Case("206 100 KiB", "/r100k.bin", 20000, 206, 100 * KIB, 100 * KIB, range="500000-602399"),
+]
+
+
+@dataclasses.dataclass
+class Server:
+    """A running server: its address, and the processes whose CPU time counts."""
+
+    name: str
+    process: subprocess.Popen
+    port: int
+    pids: list[int]
+
+    def cpu_ns(self) -> int:
+        """CPU time used so far by all threads, ended ones included, in nanoseconds."""
+        # The clock id that clock_getcpuclockid(3) makes of a process number on Linux.
+        return sum(time.clock_gettime_ns((~pid << 3) | 2) for pid in self.pids)
+
+
+def build(source: str) -> Path:
+    """Compile bench/SOURCE.c if it is newer than its program."""
+    src, exe = ROOT / "bench" / f"{source}.c", OUT / source
+    if not exe.exists() or exe.stat().st_mtime < src.stat().st_mtime:
+        subprocess.run([os.environ.get("CC", "cc"), *CFLAGS, str(src), "-o", str(exe)], check=True)
+    return exe
+
+
+def start(name: str, command: list[str], cpu: int, env: dict[str, str] | None = None) -> Server:
+    """Start a server that prints "listening on ADDRESS:PORT" first."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **(env or {})},
+                               preexec_fn=lambda: os.sched_setaffinity(0, {cpu}))
+    line = process.stdout.readline()
+    if not line.startswith("listening on "):
+        process.kill()
+        raise SystemExit(f"{name} did not start: {line!r}")
+    return Server(name, process, int(line.rsplit(":", 1)[1]), [process.pid])
+
+
+def start_floor(data: Path, work: Path, cpu: int) -> Server:
+    return start("floor", [str(build("floor")), "0", str(data)], cpu)
+
+
+def start_sendgate(data: Path, work: Path, cpu: int) -> Server:
+    exe = ROOT / "target" / "examples" / "fileserver"
+    if not exe.exists():
+        raise Unavailable(f"{exe.relative_to(ROOT)} is not built: run `make examples`")
+    return start("sendgate", [str(exe), "0", str(data)], cpu)
+
+
+def start_go(data: Path, work: Path, cpu: int) -> Server:
+    if shutil.which("go") is None:
+        raise Unavailable("go is not installed (Debian: golang-go)")
+    exe = OUT / "gofileserver"
+    subprocess.run(["go", "build", "-o", str(exe), "."], cwd=ROOT / "bench" / "gofileserver", check=True,
+                   env={**os.environ, "GOFLAGS": "-mod=mod", "GOPROXY": "off", "GOTOOLCHAIN": "local"})
+    return start("Go FileServer", [str(exe), "0", str(data)], cpu, {"GOMAXPROCS": "1"})
+
+
+def start_nginx(data: Path, work: Path, cpu: int, cache: bool = False) -> Server:
+    exe = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
+    if exe is None:
+        raise Unavailable("nginx is not installed (Debian: nginx-light)")
+    with socket.socket() as probe:  # nginx can't tell which port the system picked; ours alone in this namespace
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    home = work / ("nginx-cache" if cache else "nginx")
+    home.mkdir()
+    (home / "nginx.conf").write_text(f"""
+        user root;
+        daemon off;
+        worker_processes 1;
+        pid {home}/pid;
+        error_log {home}/error.log;
+        events {{ worker_connections 1024; }}
+        http {{
+            access_log off;
+            sendfile on;
+            tcp_nopush on;
+            keepalive_requests 1000000000;
+            keepalive_timeout 3600;
+            {"open_file_cache max=1000 inactive=60s;" if cache else ""}
+            client_body_temp_path {home}/body;
+            proxy_temp_path {home}/proxy;
+            fastcgi_temp_path {home}/fastcgi;
+            uwsgi_temp_path {home}/uwsgi;
+            scgi_temp_path {home}/scgi;
+            server {{ listen 127.0.0.1:{port}; root {data}; }}
+        }}
+    """)
+    process = subprocess.Popen([exe, "-p", str(home), "-c", str(home / "nginx.conf"), "-e", str(home / "error.log")],
+                               preexec_fn=lambda: os.sched_setaffinity(0, {cpu}))
+    deadline = time.monotonic() + 10
+    while True:
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        if workers:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except ConnectionRefusedError:
+                pass
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit("nginx did not start: " + (home / "error.log").read_text())
+        time.sleep(0.01)
+    return Server("nginx, cache" if cache else "nginx", process, port, [process.pid, *map(int, workers)])
+
+
+def start_nginx_cache(data: Path, work: Path, cpu: int) -> Server:
+    return start_nginx(data, work, cpu, cache=True)
+
+
+SERVERS = {"floor": start_floor, "sendgate": start_sendgate, "nginx-cache": start_nginx_cache, "nginx": start_nginx,
+           "go": start_go}
+
+
+def enter_network() -> None:
+    """Move to a network of our own, where every loopback connection uses CONGESTION at both ends.
+
+    Nothing outside is changed. Where that isn't permitted, the system's own default must be CONGESTION;
+    `check_congestion` sees to it.
+    """
+    new_net, new_user = 0x40000000, 0x10000000
+    libc = ctypes.CDLL(None, use_errno=True)
+    uid, gid = os.getuid(), os.getgid()
+    if libc.unshare(new_net) != 0:
+        if libc.unshare(new_net | new_user) != 0:
+            print(f"no network namespace of our own: {os.strerror(ctypes.get_errno())}", file=sys.stderr)
+            return
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+        Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+    ip = shutil.which("ip", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    if ip is None:
+        raise SystemExit("ip is not installed (Debian: iproute2): needed to choose the congestion control")
+    subprocess.run([ip, "link", "set", "lo", "up"], check=True)
+    subprocess.run([ip, "route", "replace", "local", "127.0.0.1", "dev", "lo", "table", "local", "congctl", CONGESTION],
+                   check=True)
+
+
+def check_congestion(server: Server) -> None:
+    """End the run unless both ends of a connection to the server use CONGESTION, asked with getsockopt."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    sys_pidfd_getfd = 438
+    with socket.create_connection(("127.0.0.1", server.port)) as ours:
+        ours.sendall(b"HEAD /1k.bin HTTP/1.1\r\nHost: a\r\n\r\n")
+        ours.recv(4096)  # now it is accepted
+        found = {"client": ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)}
+        for pid in server.pids:
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                try:
+                    if not os.readlink(link).startswith("socket:"):
+                        continue
+                except FileNotFoundError:
+                    continue
+                pidfd = os.pidfd_open(pid)
+                fd = libc.syscall(sys_pidfd_getfd, pidfd, int(link.name), 0)
+                os.close(pidfd)
+                if fd < 0:
+                    raise SystemExit(f"{server.name}: can't look at its sockets: {os.strerror(ctypes.get_errno())}")
+                with socket.socket(fileno=fd) as theirs:
+                    try:
+                        if theirs.getpeername() == ours.getsockname():
+                            found["server"] = theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+                    except OSError:
+                        pass  # listening, or not a TCP socket
+    names = {end: value.rstrip(b"\0").decode() for end, value in found.items()}
+    if names != {"client": CONGESTION, "server": CONGESTION}:
+        raise SystemExit(f"{server.name}: congestion control is {names}, not {CONGESTION} at both ends")
+
+
+def check_answer(server: Server, case: Case, data: Path) -> str:
+    """One request in full: status and every byte of the body must be right. Returns the entity tag."""
+
+    def ask(request: bytes) -> tuple[str, bytes]:
+        with socket.create_connection(("127.0.0.1", server.port)) as s:
+            s.settimeout(10)
+            s.sendall(request)
+            got = b""
+            while b"\r\n\r\n" not in got or len(got.split(b"\r\n\r\n", 1)[1]) < case.body:
+                piece = s.recv(1 << 20)
+                if not piece:
+                    break
+                got += piece
+        head, _, body = got.partition(b"\r\n\r\n")
+        return head.decode("latin-1"), body
+
+    etag = '"none"'
+    if case.conditional:
+        head, _ = ask(dataclasses.replace(case, conditional=False).request(""))
+        tags = [line for line in head.split("\r\n") if line.lower().startswith("etag:")]
+        if tags:
+            etag = tags[0].split(":", 1)[1].strip()
+        elif server.name == "Go FileServer":
+            etag = ""  # it makes no entity tags: the caller asks with If-Modified-Since
+    head, body = ask(request_for(server, case, etag, data))
+    first = int(case.range.split("-")[0]) if case.range else 0
+    want = (data / case.path[1:]).read_bytes()[first:first + case.body]
+    if not head.startswith(f"HTTP/1.1 {case.status} ") or body != want:
+        raise SystemExit(f"{server.name}, {case.name}: wrong answer ({len(body)} bytes of body):\n{head}")
+    return etag
+
+
+def request_for(server: Server, case: Case, etag: str, data: Path) -> bytes:
+    """The case's request, with the date as its condition for a server without entity tags."""
+    request = case.request(etag)
+    if case.conditional and not etag:
+        when = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime((data / case.path[1:]).stat().st_mtime))
+        request = request.replace(b"If-None-Match: ", b"If-Modified-Since: " + when.encode())
+    return request
+
+
+def measure(server: Server, case: Case, request: bytes, cpu: int, connections: int, scale: float) -> tuple[float, float]:
+    """(CPU ns per request, requests per second) of one run."""
+    requests = max(int(case.requests * scale), connections * 4)
+    load = subprocess.Popen(
+        [str(OUT / "load"), str(server.port), str(connections), str(requests // 5), str(requests), str(case.status),
+         str(case.length), str(case.body), CONGESTION],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=lambda: os.sched_setaffinity(0, {cpu}))
+    load.stdin.write(request)
+    load.stdin.flush()
+    if load.stdout.readline() != b"ready\n":
+        raise SystemExit(f"{server.name}, {case.name}: the load generator gave up")
+    before = server.cpu_ns()
+    load.stdin.write(b"\n")
+    load.stdin.close()
+    line = load.stdout.readline()
+    after = server.cpu_ns()
+    if load.wait() != 0 or not line:
+        raise SystemExit(f"{server.name}, {case.name}: the load generator gave up")
+    result = json.loads(line)
+    return (after - before) / result["requests"], result["requests"] / result["seconds"]
+
+
+def make_files(data: Path) -> None:
+    data.mkdir()
+    block = os.urandom(64 * KIB)
+    for name, size in FILES.items():
+        (data / name).write_bytes((block * (size // len(block) + 1))[:size])
+        os.utime(data / name, (784111777, 784111777))  # long ago: entity tags are strong
+
+
+def table(cases: list[Case], servers: list[Server], runs: dict, what: int, title: str, base: str) -> str:
+    """A Markdown table of the median over the rounds of each round's ratio to the base server."""
+    lines = [f"{title}", "", "| case | " + " | ".join(s.name for s in servers) + " |",
+             "| --- |" + " ---: |" * len(servers)]
+    for case in cases:
+        cells = []
+        for server in servers:
+            values = [r[what] for r in runs[case.name][server.name]]
+            bases = [r[what] for r in runs[case.name][base]]
+            ratios = [v / b for v, b in zip(values, bases)]
+            median = statistics.median(values)
+            absolute = f"{median / 1000:.2f} us" if what == 0 else f"{median:,.0f}/s"
+            cells.append(f"{statistics.median(ratios):.2f} ({absolute})")
+        lines.append(f"| {case.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="3 rounds of a quarter of the requests")
+    parser.add_argument("--rounds", type=int, help="measurements per case and server (default 7)")
+    parser.add_argument("--connections", type=int, default=8, help="keep-alive connections (default 8)")
+    parser.add_argument("--cases", help="comma-separated beginnings of case names, such as 304,206")
+    parser.add_argument("--servers", help=f"comma-separated, of {','.join(SERVERS)}; the first is the base of the ratios")
+    args = parser.parse_args()
+    rounds = args.rounds or (3 if args.quick else 7)
+    scale = 0.25 if args.quick else 1.0
+    cases = [c for c in CASES if not args.cases or any(c.name.startswith(p.strip()) for p in args.cases.split(","))]
+    wanted = args.servers.split(",") if args.servers else list(SERVERS)
+    if not cases or not set(wanted) <= set(SERVERS):
+        parser.error("no such case or server")
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        raise SystemExit("two processors are needed: one for the server, one for the load generator")
+
+    OUT.mkdir(parents=True, exist_ok=True)
+    build("load")
+    enter_network()
+    servers: list[Server] = []
+    runs: dict = {c.name: {} for c in cases}
+    with tempfile.TemporaryDirectory(prefix="sendgate-bench-") as tmp:
+        work = Path(tmp)
+        work.chmod(0o755)
+        data = work / "data"
+        make_files(data)
+        try:
+            for name in wanted:
+                try:
+                    servers.append(SERVERS[name](data, work, cpus[0]))
+                except Unavailable as reason:
+                    print(f"skipped {name}: {reason}", file=sys.stderr)
+            if not servers:
+                raise SystemExit("no server to measure")
+            requests = {}
+            for server in servers:
+                check_congestion(server)
+                for case in cases:
+                    requests[server.name, case.name] = request_for(server, case, check_answer(server, case, data), data)
+            for n in range(rounds):
+                print(f"round {n + 1} of {rounds}", file=sys.stderr)
+                for case in cases:
+                    for server in servers:
+                        result = measure(server, case, requests[server.name, case.name], cpus[1], args.connections, scale)
+                        runs[case.name].setdefault(server.name, []).append(result)
+        finally:
+            for server in servers:
+                server.process.send_signal(signal.SIGTERM)
+            for server in servers:
+                server.process.wait(10)
+
+    base = servers[0].name
+    print(table(cases, servers, runs, 0, f"CPU time per request, ratio to {base} (median)", base))
+    print()
+    print(table(cases, servers, runs, 1, f"Requests per second, ratio to {base} (median)", base))
+    record = {"rounds": rounds, "connections": args.connections, "congestion": CONGESTION, "kernel": os.uname().release,
+              "cpu_ns_and_rate": runs}
+    (OUT / "result.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"\nEvery single measurement: {(OUT / 'result.json').relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
