@@ -1,0 +1,717 @@
+/* fileserver.c - a complete static file server on libsendgate.
+ *
+ *   fileserver PORT DIR        serves DIR on 127.0.0.1:PORT; port 0 lets the system pick
+ *
+ * One thread, one epoll. It shows how a server with an event loop of its own uses the library:
+ *
+ *   what the server does itself                        what it leaves to sendgate
+ *   ------------------------------------------------   -----------------------------------------------
+ *   accept, wait, read, time out, close                sendgate_request_from_head: parse the request
+ *   map a target to a path, and a path to a file       sendgate_open: open it, safely beneath DIR
+ *   keep files open between requests                   sendgate_rep_from_fd: size, time, entity tag
+ *   decide when it is whose turn                       sendgate_transfer_start, _step: conditions,
+ *                                                      ranges, head, body
+ *
+ * System calls per request on a warm connection, besides epoll_wait and recv:
+ *   304, HEAD                  fstat, send
+ *   body up to 16 KiB          fstat, pread, send
+ *   larger                     fstat, send, sendfile for each time the socket has room
+ *
+ * How it is laid out: 1. lists  2. files kept open  3. from request to file  4. a connection's life
+ * 5. the loop. Start reading at `serve` in part 4.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <sendgate.h>
+
+enum {
+    HEAD_MAX = 8192,        /* bytes of a request head; longer ones are answered 431 */
+    STEP_BYTES = 1 << 20,   /* bytes per turn: what a fast client may take before the others are asked */
+    DRAIN_MAX = 1 << 20,    /* bytes read and thrown away before a close */
+    IDLE_SECONDS = 60,      /* for a request head to arrive whole, and for a stalled client to take a byte */
+    LINGER_SECONDS = 5,     /* for the client to close after we have */
+    FILE_SECONDS = 10,      /* a file not asked for in this time is closed */
+    N_FILES = 1024,         /* files kept open; a power of two */
+    N_EVENTS = 128,
+};
+
+/* Seconds, read once per turn of the loop: `tick` only ever goes forward, `wall` is what Date shows. */
+static int64_t tick, wall;
+static int dir_fd, epoll_fd;
+
+static void die(const char *what)
+{
+    perror(what);
+    exit(1);
+}
+
+static sendgate_str str(const char *s)
+{
+    return (sendgate_str){s, strlen(s)};
+}
+
+/* ---- 1. Lists --------------------------------------------------------------------------------- */
+
+/* A connection is in exactly one list, which says what it waits for. */
+struct link {
+    struct link *prev, *next;
+};
+
+static struct link waiting = {&waiting, &waiting};     /* for the client; longest wait first */
+static struct link ready = {&ready, &ready};           /* for nothing: has used up its turn */
+static struct link lingering = {&lingering, &lingering}; /* answered and shut; for the client to close */
+static struct link dead = {&dead, &dead};              /* closed; freed when this round's events are done */
+
+static void link_remove(struct link *l)
+{
+    l->prev->next = l->next;
+    l->next->prev = l->prev;
+}
+
+static void link_append(struct link *list, struct link *l)
+{
+    l->prev = list->prev;
+    l->next = list;
+    l->prev->next = l;
+    list->prev = l;
+}
+
+/* ---- 2. Files kept open ----------------------------------------------------------------------- */
+
+/* Opening a file costs more than sending a small one, so files stay open, each under its path. What could go
+ * stale then:
+ *   its content, size and time   never do: every request asks the open file (one fstat in sendgate_rep_from_fd)
+ *   which file the path means    is looked up again at most once a second. So for up to one second after
+ *                                a file was replaced by rename, or removed, the old one is still served, whole
+ *                                and with its own entity tag. (nginx calls this open_file_cache_valid;
+ *                                its default is 60 seconds. The link count can't replace it: a file
+ *                                that is renamed or has another name keeps it.)
+ *   that there is no such file   is never remembered.
+ * The table holds one file per hash value; a second one with the same value takes the place of the first. */
+struct file {
+    uint32_t refs;         /* the table's, and one for each response under way */
+    uint32_t hash;
+    int fd;
+    dev_t dev;
+    ino_t ino;
+    int64_t checked, used; /* ticks */
+    const char *type;
+    char path[];
+};
+
+static struct file *files[N_FILES];
+
+static void file_release(struct file *f)
+{
+    if (f != NULL && --f->refs == 0) {
+        close(f->fd);
+        free(f);
+    }
+}
+
+static void file_forget(uint32_t slot)
+{
+    file_release(files[slot]);
+    files[slot] = NULL;
+}
+
+/* Does the path still lead to this file? */
+static bool file_is_current(struct file *f)
+{
+    if (f->checked == tick)
+        return true;
+    struct stat st;
+    /* Only compared, never opened: it does not matter that this follows links anywhere. */
+    if (fstatat(dir_fd, f->path, &st, 0) < 0 || st.st_dev != f->dev || st.st_ino != f->ino)
+        return false;
+    f->checked = tick;
+    return true;
+}
+
+static const char *type_of(const char *path)
+{
+    static const char *const types[][2] = {
+        {"css", "text/css"},           {"csv", "text/csv"},           {"gif", "image/gif"},
+        {"gz", "application/gzip"},    {"htm", "text/html"},          {"html", "text/html"},
+        {"ico", "image/x-icon"},       {"jpeg", "image/jpeg"},        {"jpg", "image/jpeg"},
+        {"js", "text/javascript"},     {"json", "application/json"},  {"md", "text/markdown"},
+        {"mjs", "text/javascript"},    {"mp3", "audio/mpeg"},         {"mp4", "video/mp4"},
+        {"ogg", "audio/ogg"},          {"pdf", "application/pdf"},    {"png", "image/png"},
+        {"svg", "image/svg+xml"},      {"txt", "text/plain"},         {"wasm", "application/wasm"},
+        {"wav", "audio/wav"},          {"webm", "video/webm"},        {"webp", "image/webp"},
+        {"woff2", "font/woff2"},       {"xml", "application/xml"},    {"zip", "application/zip"},
+    };
+    const char *name = strrchr(path, '/');
+    const char *dot = strrchr(name != NULL ? name : path, '.');
+    if (dot != NULL)
+        for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
+            if (strcasecmp(dot + 1, types[i][0]) == 0)
+                return types[i][1];
+    return "application/octet-stream";
+}
+
+/* The file at path (relative to dir_fd, percent-decoded), from the table or opened now. The caller gives it back with
+ * file_release. NULL: *error is an errno, EISDIR for a directory. */
+static struct file *file_get(const char *path, uint32_t hash, int *error)
+{
+    uint32_t slot = hash % N_FILES;
+    struct file *f = files[slot];
+    if (f != NULL && f->hash == hash && strcmp(f->path, path) == 0) {
+        if (file_is_current(f)) {
+            f->used = tick;
+            f->refs++;
+            return f;
+        }
+        file_forget(slot);
+    }
+
+    int fd;
+    int32_t sys_errno = 0;
+    sendgate_status rc = sendgate_open(dir_fd, path, 0, NULL, 0, &fd, NULL, &sys_errno);
+    if (rc != SENDGATE_OK) {
+        /* A FIFO or device is nothing to download: as good as absent. */
+        *error = sys_errno != 0 ? sys_errno : rc == SENDGATE_ERR_NOT_REGULAR ? ENOENT : EIO;
+        return NULL;
+    }
+    struct stat st;
+    size_t size = strlen(path) + 1;
+    if (fstat(fd, &st) < 0 || (f = malloc(sizeof *f + size)) == NULL) {
+        *error = errno;
+        close(fd);
+        return NULL;
+    }
+    *f = (struct file){.refs = 2, .hash = hash, .fd = fd, .dev = st.st_dev, .ino = st.st_ino,
+                       .checked = tick, .used = tick, .type = type_of(path)};
+    memcpy(f->path, path, size);
+    file_forget(slot);
+    files[slot] = f;
+    return f;
+}
+
+/* Close the files that were not asked for since that tick: an open file keeps its place on the disk when deleted. */
+static void files_close_unused(int64_t since)
+{
+    for (uint32_t i = 0; i < N_FILES; i++)
+        if (files[i] != NULL && files[i]->used < since)
+            file_forget(i);
+}
+
+/* ---- 3. From request to file ------------------------------------------------------------------ */
+
+static int hex(char c)
+{
+    if (c >= '0' && c <= '9')
+        return c - '0';
+    c |= 0x20;
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+/* The path that a request target names, relative and percent-decoded, and its hash (FNV-1a). The query is dropped,
+ * "/" at the end becomes "/index.html". That it stays beneath the directory is sendgate_open's business.
+ * Returns an HTTP status: 0, or 400 if the target is malformed, or 404 if no file can have that name. */
+static unsigned decode_target(sendgate_str target, char path[PATH_MAX], uint32_t *hash)
+{
+    const char *p = target.ptr, *end = p + target.len;
+    if (target.len > 7 && strncasecmp(p, "http://", 7) == 0) { /* absolute form: RFC 9112 3.2.2 */
+        p = memchr(p + 7, '/', target.len - 7);
+        if (p == NULL)
+            p = end;
+    } else if (target.len == 0 || *p != '/') {
+        return 400;
+    }
+    while (p < end && *p == '/')
+        p++;
+
+    size_t n = 0;
+    uint32_t h = 2166136261u;
+    static const char index[] = "index.html";
+    while (p < end && *p != '?') {
+        if (n >= PATH_MAX - sizeof index)
+            return 404;
+        char c = *p++;
+        if (c == '%') {
+            int high = end - p >= 2 ? hex(p[0]) : -1, low = high >= 0 ? hex(p[1]) : -1;
+            if (low < 0)
+                return 400;
+            c = (char)(high * 16 + low);
+            p += 2;
+        }
+        if (c == '\0')
+            return 400;
+        path[n++] = c;
+        h = (h ^ (unsigned char)c) * 16777619u;
+    }
+    if (n == 0 || path[n - 1] == '/') {
+        memcpy(path + n, index, sizeof index);
+        for (size_t i = 0; i < sizeof index - 1; i++)
+            h = (h ^ (unsigned char)index[i]) * 16777619u;
+    } else {
+        path[n] = '\0';
+    }
+    *hash = h;
+    return 0;
+}
+
+/* Where a directory asked for without "/" at the end really is: "./NAME/?QUERY", relative to the target as it was
+ * sent, so that no host and no scheme can be smuggled into it ("//evil.example/.." as a target). */
+static void directory_location(sendgate_str target, char location[HEAD_MAX + 8], size_t *len)
+{
+    const char *query = memchr(target.ptr, '?', target.len);
+    const char *end = target.ptr + target.len, *name_end = query != NULL ? query : end, *name = name_end;
+    while (name > target.ptr && name[-1] != '/')
+        name--;
+    *len = (size_t)snprintf(location, HEAD_MAX + 8, "./%.*s/%.*s", (int)(name_end - name), name,
+                            (int)(end - name_end), name_end);
+}
+
+static unsigned status_of(int error)
+{
+    if (error == EACCES || error == EPERM)
+        return 403;
+    if (error == EMFILE || error == ENFILE || error == ENOMEM)
+        return 503;
+    /* The others say that there is no such file: ENOENT, ENOTDIR; EXDEV and ELOOP, that it is not beneath the directory. */
+    return error == EIO ? 500 : 404;
+}
+
+/* ---- 4. A connection's life ------------------------------------------------------------------- */
+
+struct conn {
+    struct link link;            /* first, so that a list's links are connections */
+    int fd;
+    bool readable;               /* recv may find something: edge-triggered events tell it only once */
+    bool ended;                  /* the client has shut its side: recv must go on until it says so */
+    bool sending;                /* a response is under way */
+    bool lingers;
+    int64_t since;               /* tick of entering `waiting`, or of the last progress there */
+    sendgate_transfer *transfer; /* made once, started for each request */
+    struct file *file;           /* of the response under way */
+    size_t drained;              /* bytes thrown away while lingering */
+    size_t begin, end;           /* the bytes received and not used yet: buf[begin..end] */
+    size_t searched;             /* up to here there is no end of a head */
+    char buf[HEAD_MAX];
+};
+
+/* Where a field sent on several lines is joined; enough for every request that fits conn.buf. */
+static char scratch[HEAD_MAX];
+
+static void conn_move(struct conn *c, struct link *list)
+{
+    link_remove(&c->link);
+    link_append(list, &c->link);
+}
+
+/* In `waiting`, with the time starting anew. */
+static void conn_wait(struct conn *c)
+{
+    c->since = tick;
+    conn_move(c, &waiting);
+}
+
+/* Events of this round may still point here, so the memory is freed only after them. */
+static void conn_close(struct conn *c)
+{
+    close(c->fd);
+    c->fd = -1;
+    file_release(c->file);
+    c->file = NULL;
+    conn_move(c, &dead);
+}
+
+/* Closing a socket with unread bytes in it makes the kernel send a reset, and that can destroy the answer before the
+ * client has read it. So: say that no more will come, and read until the client closes too (RFC 9112 9.6). */
+static void conn_linger(struct conn *c)
+{
+    if (!c->lingers) {
+        shutdown(c->fd, SHUT_WR);
+        c->lingers = true;
+        c->since = tick;
+        conn_move(c, &lingering);
+    }
+    ssize_t n;
+    while ((n = recv(c->fd, c->buf, sizeof c->buf, 0)) > 0 && c->drained < DRAIN_MAX)
+        c->drained += (size_t)n;
+    if (n >= 0 || errno != EAGAIN)
+        conn_close(c);
+}
+
+static bool transfer_start(struct conn *c, const sendgate_exchange *ex)
+{
+    sendgate_sink sink = {.size = sizeof sink, .fd = c->fd, .flags = SENDGATE_SINK_SIGPIPE_IGNORED};
+    c->sending = sendgate_transfer_start(c->transfer, ex, &sink) == SENDGATE_OK;
+    return c->sending;
+}
+
+/* An answer without a file: its body is the status. header may be NULL; request may be NULL, and is where the request could
+ * not be read, so that the connection can't go on either. */
+static bool answer_status(struct conn *c, const sendgate_request *request, unsigned status, const sendgate_header *header)
+{
+    static const char *const texts[] = {
+        "301 Moved Permanently\n", "400 Bad Request\n", "403 Forbidden\n", "404 Not Found\n", "405 Method Not Allowed\n",
+        "431 Request Header Fields Too Large\n", "500 Internal Server Error\n", "503 Service Unavailable\n"};
+    const char *text = "";
+    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++)
+        if ((unsigned)atoi(texts[i]) == status)
+            text = texts[i];
+    sendgate_rep rep = {.size = sizeof rep, .kind = SENDGATE_REP_MEMORY, .memory = text, .length = strlen(text),
+                        .content_type = str("text/plain")};
+    sendgate_exchange ex = {.size = sizeof ex, .request = request, .rep = &rep, .headers = header,
+                            .n_headers = header != NULL, .now = wall, .http_status = status,
+                            .head_flags = request == NULL ? SENDGATE_HEAD_CLOSE : 0};
+    return transfer_start(c, &ex);
+}
+
+/* Start the answer to one request. false: can't even be answered. */
+static bool answer(struct conn *c, const sendgate_request *request)
+{
+    bool get = request->method.len == 3 && memcmp(request->method.ptr, "GET", 3) == 0;
+    bool head = request->method.len == 4 && memcmp(request->method.ptr, "HEAD", 4) == 0;
+    if (!get && !head) {
+        sendgate_header allow = {.field = {str("Allow"), str("GET, HEAD")}};
+        return answer_status(c, request, 405, &allow);
+    }
+    char path[PATH_MAX];
+    uint32_t hash;
+    unsigned status = decode_target(request->target, path, &hash);
+    if (status != 0)
+        return answer_status(c, request, status, NULL);
+
+    int error = 0;
+    struct file *f = file_get(path, hash, &error);
+    if (f == NULL && error == EISDIR) {
+        char location[HEAD_MAX + 8];
+        sendgate_header header = {.field = {str("Location"), {location, 0}}};
+        directory_location(request->target, location, &header.field.value.len);
+        return answer_status(c, request, 301, &header);
+    }
+    if (f == NULL)
+        return answer_status(c, request, status_of(error), NULL);
+
+    sendgate_rep rep = {.size = sizeof rep}; /* filled from the file as it is now, not as it was when opened */
+    char etag[SENDGATE_ETAG_MAX];
+    if (sendgate_rep_from_fd(&rep, f->fd, 0, etag, sizeof etag, NULL) != SENDGATE_OK) {
+        file_release(f);
+        return answer_status(c, request, 500, NULL);
+    }
+    rep.content_type = str(f->type);
+    sendgate_exchange ex = {.size = sizeof ex, .request = request, .rep = &rep, .now = wall};
+    c->file = f;
+    return transfer_start(c, &ex);
+}
+
+/* Send on. true: the response is complete, and the connection free for the next request. */
+static bool serve_send(struct conn *c)
+{
+    sendgate_result result = {.size = sizeof result};
+    switch (sendgate_transfer_step(c->transfer, STEP_BYTES, &result)) {
+    case SENDGATE_WANT_WRITE:
+        conn_wait(c);
+        return false;
+    case SENDGATE_YIELD:
+        conn_move(c, &ready);
+        return false;
+    case SENDGATE_OK:
+        c->sending = false;
+        file_release(c->file);
+        c->file = NULL;
+        if (result.connection == SENDGATE_CONN_REUSABLE) {
+            conn_wait(c);
+            return true;
+        }
+        conn_linger(c);
+        return false;
+    default: /* the client went away, or the file became shorter: the rest can't be sent */
+        conn_close(c);
+        return false;
+    }
+}
+
+enum found { STARTED, INCOMPLETE, GONE };
+
+/* Start the answer to the next request in the buffer, if it is there as a whole. */
+static enum found serve_request(struct conn *c)
+{
+    /* A head can only be complete where a line end has come: slowly arriving bytes are not parsed each time. */
+    bool line = memchr(c->buf + c->searched, '\n', c->end - c->searched) != NULL;
+    c->searched = c->end;
+    sendgate_request request = {.size = sizeof request};
+    size_t head_len = 0;
+    sendgate_status rc = SENDGATE_WANT_READ;
+    if (line)
+        rc = sendgate_request_from_head(&request, c->buf + c->begin, c->end - c->begin, scratch, sizeof scratch, NULL,
+                                        &head_len);
+    bool started;
+    if (rc == SENDGATE_OK) {
+        c->begin += head_len;
+        c->searched = c->begin;
+        started = answer(c, &request);
+    } else if (rc != SENDGATE_WANT_READ) {
+        started = answer_status(c, NULL, 400, NULL);
+    } else if (c->end - c->begin == sizeof c->buf) {
+        started = answer_status(c, NULL, 431, NULL);
+    } else {
+        return INCOMPLETE;
+    }
+    if (!started)
+        conn_close(c);
+    return started ? STARTED : GONE;
+}
+
+/* Receive once. true: something came. */
+static bool serve_receive(struct conn *c)
+{
+    if (c->begin > 0) {
+        memmove(c->buf, c->buf + c->begin, c->end - c->begin);
+        c->end -= c->begin;
+        c->searched -= c->begin;
+        c->begin = 0;
+    }
+    size_t room = sizeof c->buf - c->end;
+    ssize_t n = recv(c->fd, c->buf + c->end, room, 0);
+    if (n > 0) {
+        c->end += (size_t)n;
+        /* Fewer bytes than there was room for: that was all, and the next ones make a new event. It saves the call
+         * that would say EAGAIN. Only the end of the stream makes no second event. */
+        if ((size_t)n < room)
+            c->readable = c->ended;
+        return true;
+    }
+    if (n < 0 && errno == EAGAIN)
+        c->readable = false;
+    else
+        conn_close(c);
+    return false;
+}
+
+/* All that can be done for a connection without waiting: finish the response under way, answer the requests that are in
+ * the buffer (a client may send several ahead: each waits there for its turn), receive more. */
+static void serve(struct conn *c)
+{
+    bool received = false;
+    for (;;) {
+        if (c->sending && !serve_send(c))
+            return;
+        switch (serve_request(c)) {
+        case STARTED:
+            continue;
+        case GONE:
+            return;
+        case INCOMPLETE:
+            break;
+        }
+        if (!c->readable)
+            return;
+        if (received) { /* a client that never stops sending gets its next turn after the others */
+            conn_move(c, &ready);
+            return;
+        }
+        if (!serve_receive(c))
+            return;
+        received = true;
+    }
+}
+
+static void conn_event(struct conn *c, uint32_t events)
+{
+    if (c->fd < 0)
+        return; /* closed earlier in this round */
+    if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+        c->readable = true;
+    if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+        c->ended = true;
+    if (c->lingers)
+        conn_linger(c);
+    else if (!c->sending || events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
+        serve(c);
+}
+
+/* ---- 5. The loop ------------------------------------------------------------------------------ */
+
+static bool conn_new(int fd)
+{
+    struct conn *c = malloc(sizeof *c);
+    if (c == NULL)
+        return false;
+    memset(c, 0, offsetof(struct conn, buf));
+    c->fd = fd;
+    c->since = tick;
+    /* All events at once and edge-triggered: epoll is never told anything again about this connection. */
+    struct epoll_event ev = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = c};
+    if (sendgate_transfer_new(&c->transfer) != SENDGATE_OK || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &ev) < 0) {
+        sendgate_transfer_free(c->transfer);
+        free(c);
+        return false;
+    }
+    link_append(&waiting, &c->link);
+    return true;
+}
+
+static void conns_free_dead(void)
+{
+    while (dead.next != &dead) {
+        struct conn *c = (struct conn *)dead.next;
+        link_remove(&c->link);
+        sendgate_transfer_free(c->transfer);
+        free(c);
+    }
+}
+
+static void conns_close_older(struct link *list, int64_t since)
+{
+    while (list->next != list && ((struct conn *)list->next)->since < since)
+        conn_close((struct conn *)list->next);
+}
+
+/* Accept all that wait. false: no descriptors or memory left; the kernel keeps the clients waiting. */
+static bool accept_all(int listener)
+{
+    for (;;) {
+        int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd >= 0 && !conn_new(fd)) {
+            close(fd);
+            return false;
+        }
+        if (fd >= 0 || errno == EINTR || errno == ECONNABORTED)
+            continue;
+        if (errno != EMFILE && errno != ENFILE && errno != ENOMEM && errno != ENOBUFS)
+            return true;
+        files_close_unused(INT64_MAX);
+        return false;
+    }
+}
+
+static int listen_on(uint16_t port)
+{
+    int one = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(port)};
+    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t len = sizeof at;
+    /* Accepted sockets inherit TCP_NODELAY. Without it the end of an answer can wait 40 ms for the client's delayed
+     * acknowledgement of the one before. */
+    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) < 0
+        || setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) < 0
+        || bind(fd, (struct sockaddr *)&at, sizeof at) < 0 || listen(fd, SOMAXCONN) < 0
+        || getsockname(fd, (struct sockaddr *)&at, &len) < 0)
+        die("fileserver: listen");
+    printf("listening on 127.0.0.1:%d\n", ntohs(at.sin_port));
+    fflush(stdout);
+    return fd;
+}
+
+/* Ctrl-C and SIGTERM as a descriptor in the loop: nothing is ever interrupted half-way. */
+static int signals_open(void)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    signal(SIGPIPE, SIG_IGN); /* and tell each sink, which saves it two system calls per sendfile */
+    if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
+        die("fileserver: sigprocmask");
+    int fd = signalfd(-1, &set, SFD_CLOEXEC);
+    if (fd < 0)
+        die("fileserver: signalfd");
+    return fd;
+}
+
+static void read_clocks(void)
+{
+    struct timespec t; /* coarse: no system call, and seconds are all that is needed */
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+    tick = t.tv_sec;
+    clock_gettime(CLOCK_REALTIME_COARSE, &t);
+    wall = t.tv_sec;
+}
+
+static void loop(const int *listener, const int *signals)
+{
+    bool accepting = true;
+    for (;;) {
+        int64_t before = tick;
+        struct epoll_event events[N_EVENTS];
+        int n = epoll_wait(epoll_fd, events, N_EVENTS, ready.next != &ready ? 0 : 1000);
+        if (n < 0 && errno != EINTR)
+            die("fileserver: epoll_wait");
+        read_clocks();
+
+        /* Those that had used up their turn, as they stand now: one that does so again goes behind `last`. */
+        for (struct link *last = ready.prev, *l = ready.next, *next; l != &ready; l = next) {
+            next = l == last ? &ready : l->next;
+            conn_wait((struct conn *)l);
+            serve((struct conn *)l);
+        }
+        for (int i = 0; i < n; i++) {
+            void *what = events[i].data.ptr;
+            if (what == listener)
+                accepting = accept_all(*listener);
+            else if (what == signals)
+                return;
+            else
+                conn_event(what, events[i].events);
+        }
+        if (tick != before) { /* once a second */
+            conns_close_older(&waiting, tick - IDLE_SECONDS);
+            conns_close_older(&lingering, tick - LINGER_SECONDS);
+            files_close_unused(tick - FILE_SECONDS);
+            if (!accepting)
+                accepting = accept_all(*listener);
+        }
+        conns_free_dead();
+    }
+}
+
+int main(int argc, char **argv)
+{
+    char *rest = NULL;
+    long port = argc == 3 ? strtol(argv[1], &rest, 10) : -1;
+    if (port < 0 || port > 65535 || rest == argv[1] || *rest != '\0') {
+        fprintf(stderr, "usage: fileserver PORT DIR\n");
+        return 2;
+    }
+    if ((dir_fd = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0)
+        die(argv[2]);
+    struct rlimit limit; /* as many connections as the system lets us have */
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0)
+        setrlimit(RLIMIT_NOFILE, &(struct rlimit){limit.rlim_max, limit.rlim_max});
+    read_clocks();
+    int signals = signals_open();
+    epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    int listener = listen_on((uint16_t)port);
+    /* Edge-triggered as well: a listener that can't be emptied for want of descriptors must not spin the loop. */
+    struct epoll_event on_accept = {.events = EPOLLIN | EPOLLET, .data.ptr = &listener};
+    struct epoll_event on_signal = {.events = EPOLLIN, .data.ptr = &signals};
+    if (epoll_fd < 0 || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener, &on_accept) < 0
+        || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, signals, &on_signal) < 0)
+        die("fileserver: epoll");
+
+    loop(&listener, &signals);
+
+    conns_close_older(&waiting, INT64_MAX);
+    conns_close_older(&ready, INT64_MAX);
+    conns_close_older(&lingering, INT64_MAX);
+    conns_free_dead();
+    files_close_unused(INT64_MAX);
+    close(listener);
+    close(signals);
+    close(epoll_fd);
+    close(dir_fd);
+    return 0;
+}
