@@ -149,16 +149,12 @@ static bool file_is_current(struct file *f)
 static const char *type_of(const char *path)
 {
     static const char *const types[][2] = {
-        {"css", "text/css"},           {"csv", "text/csv"},           {"gif", "image/gif"},
-        {"gz", "application/gzip"},    {"htm", "text/html"},          {"html", "text/html"},
-        {"ico", "image/x-icon"},       {"jpeg", "image/jpeg"},        {"jpg", "image/jpeg"},
-        {"js", "text/javascript"},     {"json", "application/json"},  {"md", "text/markdown"},
-        {"mjs", "text/javascript"},    {"mp3", "audio/mpeg"},         {"mp4", "video/mp4"},
-        {"ogg", "audio/ogg"},          {"pdf", "application/pdf"},    {"png", "image/png"},
-        {"svg", "image/svg+xml"},      {"txt", "text/plain"},         {"wasm", "application/wasm"},
-        {"wav", "audio/wav"},          {"webm", "video/webm"},        {"webp", "image/webp"},
-        {"woff2", "font/woff2"},       {"xml", "application/xml"},    {"zip", "application/zip"},
-    };
+        {"css", "text/css"}, {"csv", "text/csv"}, {"gif", "image/gif"}, {"gz", "application/gzip"}, {"html", "text/html"},
+        {"ico", "image/x-icon"}, {"jpeg", "image/jpeg"}, {"jpg", "image/jpeg"},
+        {"js", "text/javascript"}, {"json", "application/json"}, {"md", "text/markdown"}, {"mp3", "audio/mpeg"},
+        {"mp4", "video/mp4"}, {"ogg", "audio/ogg"}, {"pdf", "application/pdf"}, {"png", "image/png"},
+        {"svg", "image/svg+xml"}, {"txt", "text/plain"}, {"wasm", "application/wasm"}, {"webm", "video/webm"},
+        {"webp", "image/webp"}, {"woff2", "font/woff2"}, {"xml", "application/xml"}, {"zip", "application/zip"}};
     const char *name = strrchr(path, '/');
     const char *dot = strrchr(name != NULL ? name : path, '.');
     if (dot != NULL)
@@ -231,9 +227,8 @@ static unsigned decode_target(sendgate_str target, char path[PATH_MAX], uint32_t
 {
     const char *p = target.ptr, *end = p + target.len;
     if (target.len > 7 && strncasecmp(p, "http://", 7) == 0) { /* absolute form: RFC 9112 3.2.2 */
-        p = memchr(p + 7, '/', target.len - 7);
-        if (p == NULL)
-            p = end;
+        const char *slash = memchr(p + 7, '/', target.len - 7);
+        p = slash != NULL ? slash : end;
     } else if (target.len == 0 || *p != '/') {
         return 400;
     }
@@ -259,12 +254,10 @@ static unsigned decode_target(sendgate_str target, char path[PATH_MAX], uint32_t
         path[n++] = c;
         h = (h ^ (unsigned char)c) * 16777619u;
     }
+    path[n] = '\0';
     if (n == 0 || path[n - 1] == '/') {
         memcpy(path + n, index, sizeof index);
-        for (size_t i = 0; i < sizeof index - 1; i++)
-            h = (h ^ (unsigned char)index[i]) * 16777619u;
-    } else {
-        path[n] = '\0';
+        h = ~h; /* as good as hashing the name */
     }
     *hash = h;
     return 0;
@@ -288,7 +281,7 @@ static unsigned status_of(int error)
         return 403;
     if (error == EMFILE || error == ENFILE || error == ENOMEM)
         return 503;
-    /* The others say that there is no such file: ENOENT, ENOTDIR; EXDEV and ELOOP, that it is not beneath the directory. */
+    /* The others: there is no such file (ENOENT, ENOTDIR, ...), or it is not beneath the directory (EXDEV, ELOOP). */
     return error == EIO ? 500 : 404;
 }
 
@@ -360,13 +353,14 @@ static bool transfer_start(struct conn *c, const sendgate_exchange *ex)
     return c->sending;
 }
 
-/* An answer without a file: its body is the status. header may be NULL; request may be NULL, and is where the request could
- * not be read, so that the connection can't go on either. */
+/* An answer without a file: its body is the status. header may be NULL. request is NULL if it could not be read; then
+ * the connection can't go on either. */
 static bool answer_status(struct conn *c, const sendgate_request *request, unsigned status, const sendgate_header *header)
 {
     static const char *const texts[] = {
-        "301 Moved Permanently\n", "400 Bad Request\n", "403 Forbidden\n", "404 Not Found\n", "405 Method Not Allowed\n",
-        "431 Request Header Fields Too Large\n", "500 Internal Server Error\n", "503 Service Unavailable\n"};
+        "301 Moved Permanently\n", "400 Bad Request\n", "403 Forbidden\n", "404 Not Found\n",
+        "405 Method Not Allowed\n", "431 Request Header Fields Too Large\n", "500 Internal Server Error\n",
+        "503 Service Unavailable\n"};
     const char *text = "";
     for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++)
         if ((unsigned)atoi(texts[i]) == status)
@@ -509,15 +503,10 @@ static void serve(struct conn *c)
     for (;;) {
         if (c->sending && !serve_send(c))
             return;
-        switch (serve_request(c)) {
-        case STARTED:
+        enum found found = serve_request(c);
+        if (found == STARTED)
             continue;
-        case GONE:
-            return;
-        case INCOMPLETE:
-            break;
-        }
-        if (!c->readable)
+        if (found == GONE || !c->readable)
             return;
         if (received) { /* a client that never stops sending gets its next turn after the others */
             conn_move(c, &ready);
@@ -643,8 +632,7 @@ static void read_clocks(void)
 
 static void loop(const int *listener, const int *signals)
 {
-    bool accepting = true;
-    for (;;) {
+    for (bool accepting = true;;) {
         int64_t before = tick;
         struct epoll_event events[N_EVENTS];
         int n = epoll_wait(epoll_fd, events, N_EVENTS, ready.next != &ready ? 0 : 1000);

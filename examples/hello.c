@@ -18,8 +18,11 @@ static void answer(int sock, int dir)
     size_t len = 0, head_len;
     sendgate_request req = {.size = sizeof req};
     sendgate_status rc = SENDGATE_WANT_READ;
-    for (ssize_t n; rc == SENDGATE_WANT_READ && (n = recv(sock, head + len, sizeof head - len, 0)) > 0; len += (size_t)n)
-        rc = sendgate_request_from_head(&req, head, len + (size_t)n, scratch, sizeof scratch, NULL, &head_len);
+    ssize_t n;
+    while (rc == SENDGATE_WANT_READ && (n = recv(sock, head + len, sizeof head - len, 0)) > 0) {
+        len += (size_t)n;
+        rc = sendgate_request_from_head(&req, head, len, scratch, sizeof scratch, NULL, &head_len);
+    }
     if (rc != SENDGATE_OK)
         return;
 
@@ -36,7 +39,7 @@ static void answer(int sock, int dir)
     }
     sendgate_result result = {.size = sizeof result};
     rc = sendgate_respond(&ex, &sink, &result); /* conditions, ranges, head, body */
-    printf("%.*s %s: %u, %s\n", (int)req.method.len, req.method.ptr, path, result.http_status, sendgate_status_name(rc));
+    printf("%s: %u, %s\n", path, result.http_status, sendgate_status_name(rc));
     if (fd >= 0)
         close(fd);
 }
