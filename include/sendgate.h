@@ -188,10 +188,20 @@ extern "C" {
 #define SENDGATE_CONN_BROKEN 3
 
 /**
+ * The most parts that one answer may have.
+ */
+#define MAX_RANGES 64
+
+/**
+ * Longest tag that `entity_tag` makes: quotes, four numbers of at most 24 characters, three dashes.
+ */
+#define ETAG_MAX 96
+
+/**
  * A response in progress, for a caller with an event loop. Make one per connection, and for each
- * request start it and step it to the end: only _new allocates, unless a head is longer than 512 bytes.
- * May outlive nothing: the descriptors and memory of the exchange stay in use until the response is done.
- * Used by one thread at a time. Freed by sendgate_transfer_free.
+ * request start it and step it to the end: only _new allocates, unless a head is longer than 512
+ * bytes or the answer is a multipart. The descriptors and memory of the exchange stay in use until
+ * the response is done. Used by one thread at a time. Freed by sendgate_transfer_free.
  */
 typedef struct sendgate_transfer sendgate_transfer;
 
@@ -635,16 +645,6 @@ typedef struct sendgate_result {
 #define SENDGATE_ERR_REQUEST -17
 
 /**
- * The code's name, "SENDGATE_ERR_IO". Static, never NULL.
- */
-const char *sendgate_status_name(sendgate_status status);
-
-/**
- * One English sentence for the code. Static, never NULL.
- */
-const char *sendgate_status_message(sendgate_status status);
-
-/**
  * The loaded library: major << 16 | minor << 8 | patch.
  */
 uint32_t sendgate_version(void);
@@ -672,10 +672,12 @@ sendgate_status sendgate_request_from_fields(struct sendgate_request *req,
 /**
  * Parse a raw HTTP/1 request head as received, request line included, and fill all of req,
  * which then borrows from head and scratch. *head_len is where the head ends: content or the next
- * request begin there. Fields on several lines are joined as by sendgate_request_from_fields, and so is scratch sized.
- * SENDGATE_WANT_READ: no empty line yet, read more and call again. SENDGATE_ERR_REQUEST: malformed
- * (RFC 9112 2 and 3, bare CR, folded lines, bad names, space before the colon), or ambiguous about where it ends
- * (Transfer-Encoding with Content-Length, two different lengths: RFC 9112 6.3). needed may be NULL.
+ * request begin there. Fields on several lines are joined as by sendgate_request_from_fields.
+ * SENDGATE_WANT_READ: no empty line yet, read more and call again with all of it.
+ * SENDGATE_ERR_REQUEST: malformed (RFC 9112 2 and 3: bare CR, folded lines, bad names, space before the
+ * colon, no Host in HTTP/1.1), or ambiguous about where it ends (Transfer-Encoding with Content-Length,
+ * two different lengths: RFC 9112 6.3). SENDGATE_ERR_NO_SPACE: *needed is the scratch_cap to call
+ * with; a scratch as long as the head is always enough. needed may be NULL.
  */
 sendgate_status sendgate_request_from_head(struct sendgate_request *req,
                                            const char *head,
@@ -686,11 +688,12 @@ sendgate_status sendgate_request_from_head(struct sendgate_request *req,
                                            size_t *head_len);
 
 /**
- * One fstat(2): fill all of rep but content_type, for the whole file. Sets SENDGATE_REP_HAS_MTIME. The entity tag,
- * "<mtime_ns hex>-<size hex>", goes to etag_buf (SENDGATE_ETAG_MAX bytes; NULL: none), which rep
- * borrows, with SENDGATE_REP_ETAG_FROM_MTIME. flags: SENDGATE_ETAG_INODE, SENDGATE_ETAG_CTIME.
- * SENDGATE_ERR_NOT_REGULAR: a directory, FIFO, socket or device, or a file of the kernel's own
- * making that says it is empty but is not. SENDGATE_ERR_IO: *sys_errno (may be NULL) tells.
+ * One fstat(2): fill all of rep but content_type, for the whole file. Sets SENDGATE_REP_HAS_MTIME.
+ * The entity tag, "<mtime_ns hex>-<size hex>", goes to etag_buf (SENDGATE_ETAG_MAX bytes; NULL:
+ * none), which rep borrows, with SENDGATE_REP_ETAG_FROM_MTIME. flags: SENDGATE_ETAG_INODE,
+ * SENDGATE_ETAG_CTIME. SENDGATE_ERR_NOT_REGULAR: a directory, FIFO, socket or device, or a file of
+ * the kernel's own making that says it is empty but is not. SENDGATE_ERR_IO: *sys_errno (may be
+ * NULL) tells; it is also set with SENDGATE_ERR_NOT_REGULAR: EISDIR for a directory.
  */
 sendgate_status sendgate_rep_from_fd(struct sendgate_rep *rep,
                                      int32_t fd,
@@ -701,10 +704,11 @@ sendgate_status sendgate_rep_from_fd(struct sendgate_rep *rep,
 
 /**
  * Open a file beneath the directory dir_fd for reading, and do sendgate_rep_from_fd with it (rep
- * NULL: only the check). path is relative, NUL-terminated and already percent-decoded; it can't lead out
- * of the directory, neither by ".." nor by a symbolic link, unless flags has SENDGATE_OPEN_OUTSIDE.
- * Never waits, whatever it finds (FIFO). You close *fd. SENDGATE_ERR_NOT_REGULAR: *sys_errno is EISDIR for a directory.
- * SENDGATE_ERR_IO: *sys_errno tells (ENOENT, EACCES; EXDEV or ELOOP: leads out). sys_errno may be NULL.
+ * NULL: only the check). path is relative, NUL-terminated and already percent-decoded; it can't lead
+ * out of the directory, neither by ".." nor by a symbolic link; SENDGATE_OPEN_OUTSIDE allows the
+ * link. flags: that and SENDGATE_ETAG_. Never waits, whatever it finds (FIFO). You close *fd.
+ * SENDGATE_ERR_NOT_REGULAR: *sys_errno is EISDIR for a directory. SENDGATE_ERR_IO: *sys_errno tells
+ * (ENOENT, EACCES; EXDEV or ELOOP: leads out). sys_errno may be NULL.
  */
 sendgate_status sendgate_open(int32_t dir_fd,
                               const char *path,
@@ -716,8 +720,9 @@ sendgate_status sendgate_open(int32_t dir_fd,
                               int32_t *sys_errno);
 
 /**
- * Conditions and ranges: RFC 9110 sections 13.2.2 and 14.2. No I/O (but for the clock, if ex->now is
- * 0), no allocation. ranges may be NULL; with fewer than out->n_ranges of room: SENDGATE_ERR_NO_SPACE, and out is valid.
+ * Conditions and ranges: RFC 9110 sections 13.2.2 and 14.2. No I/O (but for the clock, if ex->now
+ * is 0), no allocation. ranges may be NULL; with less room than for out->n_ranges the first cap are
+ * written and the answer is SENDGATE_ERR_NO_SPACE, with out written.
  */
 sendgate_status sendgate_decide(const struct sendgate_exchange *ex,
                                 struct sendgate_range *ranges,
@@ -725,7 +730,8 @@ sendgate_status sendgate_decide(const struct sendgate_exchange *ex,
                                 struct sendgate_decision *out);
 
 /**
- * The head as bytes, ending in an empty line. Not NUL-terminated. SENDGATE_ERR_NO_SPACE: *len is what is needed.
+ * The head as bytes, ending in an empty line. Not NUL-terminated. SENDGATE_ERR_NO_SPACE: *len is
+ * what is needed. SENDGATE_HEAD_NONE is SENDGATE_ERR_INVALID.
  */
 sendgate_status sendgate_head_bytes(const struct sendgate_exchange *ex,
                                     char *buf,
@@ -733,7 +739,8 @@ sendgate_status sendgate_head_bytes(const struct sendgate_exchange *ex,
                                     size_t *len);
 
 /**
- * The head as fields, for a server that writes it itself; Date and Connection are among them only with SENDGATE_HEAD_HTTP1. The fields point into scratch and into what ex borrows.
+ * The head as fields, for a server that writes it itself; Date and Connection are among them only
+ * with SENDGATE_HEAD_HTTP1. The fields point into scratch and into what ex borrows.
  * SENDGATE_ERR_NO_SPACE: *n_fields and *needed are what is needed.
  */
 sendgate_status sendgate_head_fields(const struct sendgate_exchange *ex,
@@ -747,7 +754,8 @@ sendgate_status sendgate_head_fields(const struct sendgate_exchange *ex,
 /**
  * Blocking: decide, send head and body, and return when the response is complete or has failed.
  * The socket may be blocking or not; waiting is done in poll(2), never longer than the sink's
- * timeouts. Nothing is written unless the whole exchange is valid.
+ * timeouts. Nothing is written unless the whole exchange is valid. While a body above 16 KiB is
+ * sent, a blocking socket has O_NONBLOCK. out may be NULL.
  */
 sendgate_status sendgate_respond(const struct sendgate_exchange *ex,
                                  const struct sendgate_sink *sink,
@@ -759,19 +767,20 @@ sendgate_status sendgate_respond(const struct sendgate_exchange *ex,
 sendgate_status sendgate_transfer_new(struct sendgate_transfer **out);
 
 /**
- * Decide and get ready to send; writes nothing yet. Ends whatever the handle did before. On error the
- * connection is untouched and the handle idle. The sink's socket must have O_NONBLOCK
+ * Decide and get ready to send; writes nothing yet. Ends whatever the handle did before. On error
+ * the connection is untouched and the handle idle. The sink's socket must have O_NONBLOCK
  * (SENDGATE_ERR_BLOCKING), which is looked at when the handle first sees that descriptor number.
- * Timeouts are the caller's: the sink's are ignored.
+ * sink NULL: the bytes are to be pulled. Timeouts are the caller's: the sink's are ignored.
  */
 sendgate_status sendgate_transfer_start(struct sendgate_transfer *transfer,
                                         const struct sendgate_exchange *ex,
                                         const struct sendgate_sink *sink);
 
 /**
- * Send at most budget bytes (0: until it would block). SENDGATE_WANT_WRITE, SENDGATE_WANT_READ: wait, then
- * step again. SENDGATE_YIELD: step again. After SENDGATE_OK or an error every further step
- * returns the same, until the next start. SENDGATE_ERR_INVALID: not started.
+ * Send at most budget bytes (0: until it would block). SENDGATE_WANT_WRITE, SENDGATE_WANT_READ:
+ * wait, then step again. SENDGATE_YIELD: step again. After SENDGATE_OK or an error every further
+ * step returns the same, until the next start. SENDGATE_ERR_INVALID: not started, or to be pulled.
+ * out may be NULL.
  */
 sendgate_status sendgate_transfer_step(struct sendgate_transfer *transfer,
                                        uint64_t budget,
@@ -779,8 +788,9 @@ sendgate_status sendgate_transfer_step(struct sendgate_transfer *transfer,
 
 /**
  * Instead of a step, for a caller that writes the bytes itself (TLS, HTTP/2, another library's
- * buffers): put the next bytes of head and body into buf. *len is 0 only at the end, with SENDGATE_OK;
- * until then SENDGATE_YIELD. Bytes put there count as sent. The transfer was started with sink NULL.
+ * buffers): put the next bytes of head and body into buf, cap of them unless the end comes first.
+ * SENDGATE_YIELD: more follows. SENDGATE_OK: these were the last; *len may be 0. Bytes put there
+ * count as sent. The transfer was started with sink NULL. out may be NULL.
  */
 sendgate_status sendgate_transfer_pull(struct sendgate_transfer *transfer,
                                        uint8_t *buf,
@@ -789,15 +799,15 @@ sendgate_status sendgate_transfer_pull(struct sendgate_transfer *transfer,
                                        struct sendgate_result *out);
 
 /**
- * Free the handle. Closes nothing.
+ * Free the handle; NULL is fine. Closes nothing. Not while another call uses it.
  */
 void sendgate_transfer_free(struct sendgate_transfer *transfer);
 
 /**
- * Answer with the whole file fd, as the application says: http_status and headers are sent as given, with
- * Content-Length added; no condition or range is evaluated. Takes fd over: it is closed before this returns,
- * whatever the outcome, so pass a dup(2) to keep yours. req (NULL: GET, HTTP/1.1) tells HEAD and keep-alive.
- * Headers follow SENDGATE_RULE_OVERRIDE.
+ * Answer with the whole file fd, as the application says: http_status and headers are sent as
+ * given, with Content-Length and Date added; no condition or range is evaluated. Takes fd over: it is
+ * closed before this returns, whatever the outcome, so pass a dup(2) to keep yours. req (NULL: GET,
+ * HTTP/1.1) tells HEAD and keep-alive. http_status 0 is 200. out may be NULL.
  */
 sendgate_status sendgate_response_file_fd(const struct sendgate_sink *sink,
                                           const struct sendgate_request *req,
@@ -808,9 +818,10 @@ sendgate_status sendgate_response_file_fd(const struct sendgate_sink *sink,
                                           struct sendgate_result *out);
 
 /**
- * As sendgate_response_file_fd, with the bytes from start to before end only. start >= end is SENDGATE_ERR_INVALID; an end
- * past the file is SENDGATE_ERR_TRUNCATED with nothing sent. A 206 without a Content-Range of yours gets one.
- * Takes fd over: it is closed before this returns, whatever the outcome.
+ * As sendgate_response_file_fd, with the bytes from start to before end only. start >= end is
+ * SENDGATE_ERR_INVALID; an end past the file is SENDGATE_ERR_TRUNCATED with nothing sent. A 206
+ * without a Content-Range of yours gets one. Takes fd over: it is closed before this returns,
+ * whatever the outcome.
  */
 sendgate_status sendgate_response_file_fd_range(const struct sendgate_sink *sink,
                                                 const struct sendgate_request *req,
@@ -823,10 +834,13 @@ sendgate_status sendgate_response_file_fd_range(const struct sendgate_sink *sink
                                                 struct sendgate_result *out);
 
 /**
- * Open file (a NUL-terminated path), fstat it once, decide and answer from the same descriptor: 200,
- * 206, 304 or 416. The conditions are these four (NUL-terminated values, NULL if the request has none), and those in req are ignored. ETag, Last-Modified and
- * Accept-Ranges are added unless headers has them: an ETag or Last-Modified of the application's wins, also in the comparison. A file that can't be opened is
- * answered 404 with an empty body. http_status is that of the full answer; with any but 200 nothing is evaluated.
+ * Open file (a NUL-terminated path), fstat it once, decide and answer from the same descriptor:
+ * 200, 206, 304 or 416. The conditions are these four (NUL-terminated values, NULL if the request
+ * has none); those in req are ignored. ETag, Last-Modified and Accept-Ranges are added unless headers
+ * has them: an ETag or Last-Modified of the application's wins, in the comparison too. Several
+ * ranges are answered as multipart/byteranges. A file that can't be opened is answered 404 with an
+ * empty body. http_status (0: 200) is that of the full answer; with any but 200 nothing is
+ * evaluated. out may be NULL.
  */
 sendgate_status sendgate_response_file_conditional(const struct sendgate_sink *sink,
                                                    const struct sendgate_request *req,
@@ -841,10 +855,12 @@ sendgate_status sendgate_response_file_conditional(const struct sendgate_sink *s
                                                    struct sendgate_result *out);
 
 /**
- * Everything in one call without structs, for ctypes and the like: answer on the stream socket sock with the file fd (borrowed).
- * Strings are NUL-terminated; NULL or "" is absent. method NULL is "GET". version is 10 or 11 (0: 11). request_headers: the request's header
- * lines as received, "Range: bytes=0-9\r\nIf-Match: ...\r\n", others are ignored; response_headers in the same form replace the library's own.
- * timeout_ms is the longest wait without progress (0: 60000). The outputs may be NULL: *connection is a SENDGATE_CONN_.
+ * Everything in one call without structs, for ctypes and the like: answer on the stream socket
+ * sock with the file fd (borrowed). Strings are NUL-terminated; NULL or "" is absent. method NULL is
+ * "GET". version is 10 or 11 (0: 11). request_headers: the request's header lines as received,
+ * "Range: bytes=0-9\r\nIf-Match: ...\r\n"; those that don't matter are ignored. response_headers,
+ * in the same form, replace the library's own of the same name. timeout_ms is the longest wait
+ * without progress (0: 60000). The outputs may be NULL: *connection is a SENDGATE_CONN_.
  */
 sendgate_status sendgate_respond_fd(int32_t sock,
                                     int32_t fd,
@@ -856,6 +872,16 @@ sendgate_status sendgate_respond_fd(int32_t sock,
                                     uint32_t *http_status,
                                     uint32_t *connection,
                                     uint64_t *body_sent);
+
+/**
+ * The code's name, "SENDGATE_ERR_IO". Static, never NULL.
+ */
+const char *sendgate_status_name(sendgate_status status);
+
+/**
+ * One English sentence for the code. Static, never NULL.
+ */
+const char *sendgate_status_message(sendgate_status status);
 
 /* cffi: end */
 #ifdef __cplusplus

@@ -1,3 +1,15 @@
-//! Answers an HTTP request with a file: conditions, ranges, sendfile.
+//! Answers an HTTP request with a file: conditions, ranges, sendfile (RFC 9110 sections 13 and 14).
+//!
+//! Each layer knows only those above it:
+//!
+//! 1. [`http`] decides: values in, values out.
+//! 2. `plan` lays the answer out as segments, with a cursor.
+//! 3. `transfer` moves it step by step through `io`; `respond` drives a transfer to its end.
+//! 4. [`ffi`] is the C ABI: `include/sendgate.h`.
+
 pub mod ffi;
 pub mod http;
+pub(crate) mod io;
+pub(crate) mod plan;
+pub(crate) mod respond;
+pub(crate) mod transfer;

@@ -1,7 +1,100 @@
-//! The C ABI.
-#![allow(missing_docs, unused)]
-pub mod types;
-pub mod status;
+//! The C ABI: reads C structs, calls one safe function, writes C structs.
+//!
+//! The contract of every exported function is its comment, which cbindgen copies into
+//! `include/sendgate.h`; rustdoc's "Safety" headings would be noise there.
+
+#![expect(clippy::missing_safety_doc)]
+
 pub mod decide;
 pub mod send;
 pub mod simple;
+pub mod status;
+pub mod types;
+
+mod input;
+mod structs;
+
+use crate::http;
+use crate::io::file::FileError;
+use crate::respond::Cut;
+use crate::transfer::{Failure, Refusal};
+use status::*;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// An error code, with the errno behind it if there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Error {
+    status: sendgate_status,
+    errno: i32,
+}
+
+impl Error {
+    const INVALID: Self = Self::new(SENDGATE_ERR_INVALID);
+
+    const fn new(status: sendgate_status) -> Self {
+        Self { status, errno: 0 }
+    }
+
+    fn io(error: &std::io::Error) -> Self {
+        Self { status: SENDGATE_ERR_IO, errno: crate::io::errno(error) }
+    }
+}
+
+impl From<http::Error> for Error {
+    fn from(error: http::Error) -> Self {
+        Self::new(match error {
+            http::Error::Invalid => SENDGATE_ERR_INVALID,
+            http::Error::Field => SENDGATE_ERR_FIELD,
+        })
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Exchange(error) => error.into(),
+            Refusal::OutOfMemory => Self::new(SENDGATE_ERR_NO_MEMORY),
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Truncated => Self::new(SENDGATE_ERR_TRUNCATED),
+            Failure::Changed => Self::new(SENDGATE_ERR_CHANGED),
+            Failure::PeerClosed(errno) => Self { status: SENDGATE_ERR_PEER_CLOSED, errno },
+            Failure::System(errno) => Self { status: SENDGATE_ERR_IO, errno },
+            Failure::Callback(status) => Self::new(status),
+        }
+    }
+}
+
+impl From<Cut> for Error {
+    fn from(cut: Cut) -> Self {
+        match cut {
+            Cut::Failure(failure) => failure.into(),
+            Cut::Timeout => Self::new(SENDGATE_ERR_TIMEOUT),
+            Cut::NoDescriptor => Self::new(SENDGATE_ERR_BLOCKING),
+        }
+    }
+}
+
+impl From<FileError> for Error {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::NotRegular(errno) => Self { status: SENDGATE_ERR_NOT_REGULAR, errno },
+            FileError::System(error) => Self::io(&error),
+        }
+    }
+}
+
+/// Runs `body` and turns its outcome into a status. A panic is a bug of ours; it must not unwind into C,
+/// and must not end the host either.
+fn guard(body: impl FnOnce() -> Result<sendgate_status, Error>) -> sendgate_status {
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(status)) => status,
+        Ok(Err(error)) => error.status,
+        Err(_) => SENDGATE_ERR_INTERNAL,
+    }
+}

@@ -1,46 +1,333 @@
 //! One call for one answer: the three `response_file` calls, and one without structs.
-use std::ffi::c_char;
-use super::status::*;
-use super::types::*;
 
-/// Answer with the whole file fd, as the application says: http_status and headers are sent as given, with
-/// Content-Length added; no condition or range is evaluated. Takes fd over: it is closed before this returns,
-/// whatever the outcome, so pass a dup(2) to keep yours. req (NULL: GET, HTTP/1.1) tells HEAD and keep-alive.
-/// Headers follow SENDGATE_RULE_OVERRIDE.
+use super::input::{Input, RawFields, Sink, clock, read_request, seed};
+use super::send::{report, respond_to};
+use super::status::*;
+use super::structs::{c_string, to_str, write_optional, zeroed};
+use super::types::*;
+use super::{Error, guard};
+use crate::http::request;
+use crate::http::validator::{self, ETAG_MAX};
+use crate::http::{Buffer, HeadForm, Header, HeaderList, MAX_RANGES, Representation, Request, Rule};
+use crate::io::file::{Body, Metadata, open_for_reading};
+use std::ffi::{CStr, c_char};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// Fields that stand in for the library's own, and perhaps one more.
+#[derive(Clone, Copy)]
+struct Overrides<'a> {
+    fields: RawFields<'a>,
+    extra: Option<Header<'a>>,
+}
+
+impl<'a> Overrides<'a> {
+    fn has(&self, name: &[u8]) -> bool {
+        self.fields.iter().any(|field| field.0.eq_ignore_ascii_case(name))
+    }
+}
+
+impl HeaderList for Overrides<'_> {
+    fn len(&self) -> usize {
+        self.fields.len() + usize::from(self.extra.is_some())
+    }
+
+    fn get(&self, index: usize) -> Header<'_> {
+        match (self.fields.get(index), self.extra) {
+            (Some((name, value)), _) => Header { name, value, rule: Rule::Override, frozen: false },
+            (None, Some(extra)) => extra,
+            (None, None) => Header { name: b"", value: b"", rule: Rule::Remove, frozen: false },
+        }
+    }
+}
+
+/// An answer from a file, before anything of it is known but that.
+fn input<'a, H>(request: Request<'a>, body: Body<'a>, headers: H, status: u32) -> Result<Input<'a, H>, Error> {
+    let status = u16::try_from(if status == 0 { 200 } else { status }).map_err(|_| Error::INVALID)?;
+    Ok(Input {
+        request,
+        representation: Representation::default(),
+        body,
+        headers,
+        now: clock(),
+        seed: seed(0, &request),
+        form: HeadForm::Http1,
+        close: false,
+        max_ranges: MAX_RANGES,
+        status,
+        evaluate: true,
+        copy: false,
+        check: false,
+    })
+}
+
+/// Takes a descriptor over: it is closed with what this returns.
+///
+/// # Safety
+/// Nobody else closes `fd`.
+unsafe fn take(fd: RawFd) -> Result<OwnedFd, Error> {
+    // SAFETY: the same promise; not -1.
+    if fd < 0 { Err(Error::INVALID) } else { Ok(unsafe { OwnedFd::from_raw_fd(fd) }) }
+}
+
+/// Answer with the whole file fd, as the application says: http_status and headers are sent as
+/// given, with Content-Length and Date added; no condition or range is evaluated. Takes fd over: it is
+/// closed before this returns, whatever the outcome, so pass a dup(2) to keep yours. req (NULL: GET,
+/// HTTP/1.1) tells HEAD and keep-alive. http_status 0 is 200. out may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_response_file_fd(
-    sink: *const sendgate_sink, req: *const sendgate_request, http_status: u32,
-    headers: *const sendgate_field, n_headers: usize, fd: i32, out: *mut sendgate_result,
-) -> sendgate_status { todo!() }
+    sink: *const sendgate_sink,
+    req: *const sendgate_request,
+    http_status: u32,
+    headers: *const sendgate_field,
+    n_headers: usize,
+    fd: i32,
+    out: *mut sendgate_result,
+) -> sendgate_status {
+    let call = || {
+        // SAFETY: the header says that it is ours from here on.
+        let file = unsafe { take(fd) }?;
+        let size = Metadata::of(fd)?.size;
+        // SAFETY: the header asks for arguments that are valid during the call.
+        unsafe { response_span(sink, req, http_status, headers, n_headers, &file, (0, size), size) }
+    };
+    // SAFETY: the header asks for NULL or a result with its size set.
+    unsafe { report(out, call) }
+}
 
-/// As sendgate_response_file_fd, with the bytes from start to before end only. start >= end is SENDGATE_ERR_INVALID; an end
-/// past the file is SENDGATE_ERR_TRUNCATED with nothing sent. A 206 without a Content-Range of yours gets one.
-/// Takes fd over: it is closed before this returns, whatever the outcome.
+/// As sendgate_response_file_fd, with the bytes from start to before end only. start >= end is
+/// SENDGATE_ERR_INVALID; an end past the file is SENDGATE_ERR_TRUNCATED with nothing sent. A 206
+/// without a Content-Range of yours gets one. Takes fd over: it is closed before this returns,
+/// whatever the outcome.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_response_file_fd_range(
-    sink: *const sendgate_sink, req: *const sendgate_request, http_status: u32,
-    headers: *const sendgate_field, n_headers: usize, fd: i32, start: u64, end: u64, out: *mut sendgate_result,
-) -> sendgate_status { todo!() }
+    sink: *const sendgate_sink,
+    req: *const sendgate_request,
+    http_status: u32,
+    headers: *const sendgate_field,
+    n_headers: usize,
+    fd: i32,
+    start: u64,
+    end: u64,
+    out: *mut sendgate_result,
+) -> sendgate_status {
+    let call = || {
+        // SAFETY: the header says that it is ours from here on.
+        let file = unsafe { take(fd) }?;
+        if start >= end {
+            return Err(Error::INVALID);
+        }
+        let size = Metadata::of(fd)?.size;
+        if end > size {
+            return Err(Error::new(SENDGATE_ERR_TRUNCATED));
+        }
+        // SAFETY: the header asks for arguments that are valid during the call.
+        unsafe { response_span(sink, req, http_status, headers, n_headers, &file, (start, end), size) }
+    };
+    // SAFETY: the header asks for NULL or a result with its size set.
+    unsafe { report(out, call) }
+}
 
-/// Open file (a NUL-terminated path), fstat it once, decide and answer from the same descriptor: 200,
-/// 206, 304 or 416. The conditions are these four (NUL-terminated values, NULL if the request has none), and those in req are ignored. ETag, Last-Modified and
-/// Accept-Ranges are added unless headers has them: an ETag or Last-Modified of the application's wins, also in the comparison. A file that can't be opened is
-/// answered 404 with an empty body. http_status is that of the full answer; with any but 200 nothing is evaluated.
+/// Sends a span of a file, with the application's status and fields as they are.
+///
+/// # Safety
+/// As the header asks of the two calls above.
+#[expect(clippy::too_many_arguments)] // They are the two calls' own.
+unsafe fn response_span(
+    sink: *const sendgate_sink,
+    req: *const sendgate_request,
+    http_status: u32,
+    headers: *const sendgate_field,
+    n_headers: usize,
+    file: &OwnedFd,
+    (start, end): (u64, u64),
+    size: u64,
+) -> Result<sendgate_result, Error> {
+    // SAFETY: the same promise.
+    let (sink, timeouts) = unsafe { Sink::read(sink) }?;
+    // SAFETY: the same promise.
+    let request = unsafe { read_request(req) }?;
+    // SAFETY: the same promise.
+    let fields = unsafe { RawFields::read(headers, n_headers) }?;
+    let mut text = [0; 72];
+    let mut content_range = Buffer::new(&mut text);
+    let mut headers = Overrides { fields, extra: None };
+    if http_status == 206 && !headers.has(b"Content-Range") {
+        crate::http::write_content_range(&mut content_range, start, end - start, size);
+        let value = content_range.written();
+        headers.extra = Some(Header { name: b"Content-Range", value, rule: Rule::Override, frozen: false });
+    }
+    let body = Body::File { fd: file.as_raw_fd(), offset: start };
+    let mut input = input(request, body, headers, http_status)?;
+    input.representation.length = end - start;
+    input.evaluate = false;
+    Ok(respond_to(&input, sink, timeouts))
+}
+
+/// Open file (a NUL-terminated path), fstat it once, decide and answer from the same descriptor:
+/// 200, 206, 304 or 416. The conditions are these four (NUL-terminated values, NULL if the request
+/// has none); those in req are ignored. ETag, Last-Modified and Accept-Ranges are added unless headers
+/// has them: an ETag or Last-Modified of the application's wins, in the comparison too. Several
+/// ranges are answered as multipart/byteranges. A file that can't be opened is answered 404 with an
+/// empty body. http_status (0: 200) is that of the full answer; with any but 200 nothing is
+/// evaluated. out may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_response_file_conditional(
-    sink: *const sendgate_sink, req: *const sendgate_request, http_status: u32,
-    headers: *const sendgate_field, n_headers: usize, file: *const c_char,
-    if_none_match: *const c_char, if_modified_since: *const c_char, range: *const c_char, if_range: *const c_char,
+    sink: *const sendgate_sink,
+    req: *const sendgate_request,
+    http_status: u32,
+    headers: *const sendgate_field,
+    n_headers: usize,
+    file: *const c_char,
+    if_none_match: *const c_char,
+    if_modified_since: *const c_char,
+    range: *const c_char,
+    if_range: *const c_char,
     out: *mut sendgate_result,
-) -> sendgate_status { todo!() }
+) -> sendgate_status {
+    let call = || {
+        // SAFETY: the header asks for a valid sink.
+        let (sink, timeouts) = unsafe { Sink::read(sink) }?;
+        // SAFETY: the header asks for NULL or a valid request.
+        let given = unsafe { read_request(req) }?;
+        // SAFETY: the header asks for NULL or a NUL-terminated string, for each of the five.
+        let text = |text| unsafe { c_string(text) };
+        let value = |p| text(p).map(CStr::to_bytes);
+        let request = Request {
+            if_match: None,
+            if_none_match: value(if_none_match),
+            if_modified_since: value(if_modified_since),
+            if_unmodified_since: None,
+            if_range: value(if_range),
+            range: value(range),
+            ..given
+        };
+        // SAFETY: the header asks for `n_headers` valid fields.
+        let fields = unsafe { RawFields::read(headers, n_headers) }?;
+        let path = text(file).ok_or(Error::INVALID)?;
+        let Ok(file) = open_for_reading(path) else {
+            let mut input = input(request, Body::Memory(&[]), [] as [Header<'_>; 0], 404)?;
+            input.evaluate = false;
+            return Ok(respond_to(&input, sink, timeouts));
+        };
+        let metadata = Metadata::of(file.as_raw_fd())?;
+        let mut tag = [0; ETAG_MAX];
+        let mut input = input(
+            request,
+            Body::File { fd: file.as_raw_fd(), offset: 0 },
+            Overrides { fields, extra: None },
+            http_status,
+        )?;
+        input.representation = representation(&metadata, &mut tag);
+        Ok(respond_to(&input, sink, timeouts))
+    };
+    // SAFETY: the header asks for NULL or a result with its size set.
+    unsafe { report(out, call) }
+}
 
-/// Everything in one call without structs, for ctypes and the like: answer on the stream socket sock with the file fd (borrowed).
-/// Strings are NUL-terminated; NULL or "" is absent. method NULL is "GET". version is 10 or 11 (0: 11). request_headers: the request's header
-/// lines as received, "Range: bytes=0-9\r\nIf-Match: ...\r\n", others are ignored; response_headers in the same form replace the library's own.
-/// timeout_ms is the longest wait without progress (0: 60000). The outputs may be NULL: *connection is a SENDGATE_CONN_.
+fn representation<'a>(metadata: &Metadata, tag: &'a mut [u8; ETAG_MAX]) -> Representation<'a> {
+    let length = {
+        let mut text = Buffer::new(&mut tag[..]);
+        validator::entity_tag(&metadata.tag_inputs(false, false), &mut text);
+        text.needed()
+    };
+    Representation {
+        length: metadata.size,
+        modified: Some(metadata.modified),
+        etag: Some(&tag[..length]),
+        etag_from_mtime: true,
+        content_type: None,
+    }
+}
+
+/// Header lines in one string: "Name: value\r\n" again and again.
+#[derive(Clone, Copy)]
+struct Lines<'a>(&'a [u8]);
+
+impl<'a> Lines<'a> {
+    fn iter(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone + use<'a> {
+        let text: &'a [u8] = self.0;
+        text.split(|b| *b == b'\n')
+            .map(|line| line.strip_suffix(b"\r").unwrap_or(line))
+            .filter(|line| !line.is_empty())
+            .map(|line| {
+                // Without a colon the whole line is a name, and refused as a bad one.
+                let colon = line.iter().position(|b| *b == b':').unwrap_or(line.len());
+                (&line[..colon], line.get(colon + 1..).unwrap_or_default().trim_ascii())
+            })
+    }
+}
+
+impl HeaderList for Lines<'_> {
+    fn len(&self) -> usize {
+        self.iter().count()
+    }
+
+    fn get(&self, index: usize) -> Header<'_> {
+        let (name, value) = self.iter().nth(index).unwrap_or_default();
+        Header { name, value, rule: Rule::Override, frozen: false }
+    }
+}
+
+/// Everything in one call without structs, for ctypes and the like: answer on the stream socket
+/// sock with the file fd (borrowed). Strings are NUL-terminated; NULL or "" is absent. method NULL is
+/// "GET". version is 10 or 11 (0: 11). request_headers: the request's header lines as received,
+/// "Range: bytes=0-9\r\nIf-Match: ...\r\n"; those that don't matter are ignored. response_headers,
+/// in the same form, replace the library's own of the same name. timeout_ms is the longest wait
+/// without progress (0: 60000). The outputs may be NULL: *connection is a SENDGATE_CONN_.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_respond_fd(
-    sock: i32, fd: i32, method: *const c_char, version: u32, request_headers: *const c_char,
-    response_headers: *const c_char, timeout_ms: u32,
-    http_status: *mut u32, connection: *mut u32, body_sent: *mut u64,
-) -> sendgate_status { todo!() }
+    sock: i32,
+    fd: i32,
+    method: *const c_char,
+    version: u32,
+    request_headers: *const c_char,
+    response_headers: *const c_char,
+    timeout_ms: u32,
+    http_status: *mut u32,
+    connection: *mut u32,
+    body_sent: *mut u64,
+) -> sendgate_status {
+    let mut result = zeroed::<sendgate_result>();
+    let status = guard(|| {
+        // SAFETY: the header asks for NULL or a NUL-terminated string, for each of the three.
+        let text = |p| unsafe { c_string(p) }.map(CStr::to_bytes).unwrap_or_default();
+        let lines = Lines(text(request_headers));
+        // Longer than all lines that could be joined, in all but hostile requests; those are refused.
+        let mut scratch = [0; 2048];
+        let found = request::from_fields(lines.iter(), &mut scratch).map_err(|_| Error::new(SENDGATE_ERR_NO_SPACE))?;
+        let mut req = zeroed::<sendgate_request>();
+        req.size = size_of::<sendgate_request>();
+        req.method = to_str(Some(text(method)).filter(|method| !method.is_empty()));
+        req.version = version;
+        // SAFETY: what it points to was just made.
+        let base = unsafe { read_request(&raw const req) }?;
+        let request = Request { method: base.method, http10: base.http10, ..found.request };
+        let mut sink = zeroed::<sendgate_sink>();
+        sink.size = size_of::<sendgate_sink>();
+        sink.fd = sock;
+        sink.idle_timeout_ms = timeout_ms;
+        // SAFETY: as above.
+        let (sink, timeouts) = unsafe { Sink::read(&raw const sink) }?;
+        if fd < 0 {
+            return Err(Error::INVALID);
+        }
+        let metadata = Metadata::of(fd)?;
+        let mut tag = [0; ETAG_MAX];
+        let mut input = input(request, Body::File { fd, offset: 0 }, Lines(text(response_headers)), 200)?;
+        input.representation = representation(&metadata, &mut tag);
+        result = respond_to(&input, sink, timeouts);
+        Ok(result.status)
+    });
+    // SAFETY: the header asks for NULL or a writable integer, for each of the three.
+    unsafe { write_optional(http_status, result.http_status) };
+    // SAFETY: as above.
+    unsafe {
+        write_optional(
+            connection,
+            if status == SENDGATE_ERR_INTERNAL { SENDGATE_CONN_BROKEN } else { result.connection },
+        )
+    };
+    // SAFETY: as above.
+    unsafe { write_optional(body_sent, result.body_sent) };
+    status
+}

@@ -239,7 +239,12 @@ pub struct sendgate_decision {
 /// error. Must neither use the same handle nor unwind. A *written of 0 or above len is an error
 /// (SENDGATE_ERR_INVALID), never believed.
 pub type sendgate_write_fn = Option<
-    unsafe extern "C" fn(user: *mut c_void, data: *const u8, len: usize, written: *mut usize) -> super::status::sendgate_status,
+    unsafe extern "C" fn(
+        user: *mut c_void,
+        data: *const u8,
+        len: usize,
+        written: *mut usize,
+    ) -> super::status::sendgate_status,
 >;
 
 /// The host ignores or handles SIGPIPE: saves asking the kernel before each sendfile.

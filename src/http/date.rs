@@ -232,7 +232,10 @@ mod tests {
         assert_eq!(date("Sunday, 31-Dec-73 08:49:37 GMT"), Some(b"1973".to_vec()));
         assert_eq!(date("Sunday, 06-Nov-74 08:49:37 GMT"), Some(b"1974".to_vec()));
         // In 2090, "10" is 2110.
-        assert!(parse(b"Sunday, 06-Nov-10 08:49:37 GMT", 3_800_000_000).is_some_and(|date| &format(date)[12..16] == b"2110"));
+        assert!(
+            parse(b"Sunday, 06-Nov-10 08:49:37 GMT", 3_800_000_000)
+                .is_some_and(|date| &format(date)[12..16] == b"2110")
+        );
     }
 
     proptest! {

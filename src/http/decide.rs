@@ -32,7 +32,6 @@ pub struct Decision<'a> {
 /// `ex.max_ranges` lower that limit.
 pub fn decide<'a>(ex: &'a Exchange<'a>, spans: &mut [Span]) -> Result<Decision<'a>, Error> {
     let (request, representation) = (&ex.request, &ex.representation);
-    let own_status = ex.status != 200;
     if !(200..=999).contains(&ex.status) || ex.max_ranges > MAX_RANGES || !is_token(request.method) {
         return Err(Error::Invalid);
     }
@@ -52,9 +51,7 @@ pub fn decide<'a>(ex: &'a Exchange<'a>, spans: &mut [Span]) -> Result<Decision<'
         slots,
         boundary: None,
     };
-    if own_status {
-        // RFC 9110 13.2.1: conditions only count where the answer without them would be a success;
-        // which one the application chose is not ours to judge.
+    if !ex.is_evaluated() {
         if matches!(ex.status, 204 | 304) {
             decision.content_length = 0;
         }
@@ -99,8 +96,12 @@ fn apply_range<'a>(ex: &Exchange<'a>, spans: &mut [Span], decision: &mut Decisio
             let boundary = Boundary::new(ex.seed);
             decision.status = 206;
             decision.n_ranges = n;
-            decision.content_length =
-                multipart::body_length(&boundary, head::content_type(ex, &decision.slots), &spans[..n], representation.length);
+            decision.content_length = multipart::body_length(
+                &boundary,
+                head::content_type(ex, &decision.slots),
+                &spans[..n],
+                representation.length,
+            );
             decision.boundary = Some(boundary);
         }
     }

@@ -96,7 +96,19 @@ mod tests {
     fn one_tag() {
         assert_eq!(EntityTag::parse(b" \"a\" "), Some(EntityTag { weak: false, opaque: b"\"a\"" }));
         assert_eq!(EntityTag::parse(b"W/\"\""), Some(EntityTag { weak: true, opaque: b"\"\"" }));
-        for bad in [&b""[..], b"a", b"\"a", b"a\"", b"w/\"a\"", b"W/ \"a\"", b"W/W/\"a\"", b"\"a b\"", b"\"a\"\"b\"", b"\"a\", \"b\"", b"*"] {
+        for bad in [
+            &b""[..],
+            b"a",
+            b"\"a",
+            b"a\"",
+            b"w/\"a\"",
+            b"W/ \"a\"",
+            b"W/W/\"a\"",
+            b"\"a b\"",
+            b"\"a\"\"b\"",
+            b"\"a\", \"b\"",
+            b"*",
+        ] {
             assert_eq!(EntityTag::parse(bad), None, "{bad:?}");
         }
     }

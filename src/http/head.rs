@@ -172,7 +172,10 @@ pub(super) enum Slot {
     #[default]
     Library,
     /// The application's field with this index.
-    App { index: usize, frozen: bool },
+    App {
+        index: usize,
+        frozen: bool,
+    },
     Removed,
 }
 
@@ -226,7 +229,7 @@ impl Slots {
             match kind {
                 Kind::Framing => return Err(Error::Field),
                 // With a status of its own the application may know what part it sends.
-                Kind::ContentRange if ex.status == 200 => return Err(Error::Field),
+                Kind::ContentRange if ex.is_evaluated() => return Err(Error::Field),
                 Kind::ContentLength => {
                     let digits = header.value;
                     let number = digits.iter().try_fold(0u64, |number, b| {
@@ -247,7 +250,7 @@ impl Slots {
                             ex.representation.modified.is_some_and(|m| date::is_representable(m.seconds))
                         }
                         SlotName::ETag => ex.representation.etag.is_some(),
-                        SlotName::AcceptRanges => ex.status == 200,
+                        SlotName::AcceptRanges => ex.is_evaluated(),
                     };
                     *slots.get_mut(name) = match header.rule {
                         Rule::Remove => Slot::Removed,
@@ -292,6 +295,11 @@ pub(super) fn content_range(out: &mut Buffer<'_>, span: Option<Span>, length: u6
     out.decimal(length);
 }
 
+/// The value of a Content-Range for `count` bytes, at least one, from `offset` on.
+pub fn write_content_range(out: &mut Buffer<'_>, offset: u64, count: u64, length: u64) {
+    content_range(out, Some(Span { offset, length: count }), length);
+}
+
 /// The whole head: status line, fields and the empty line. `spans` are those that `decide` wrote.
 pub fn write_head(ex: &Exchange<'_>, decision: &Decision<'_>, spans: &[Span], form: HeadForm, out: &mut Buffer<'_>) {
     out.push(match form {
@@ -322,7 +330,7 @@ pub fn write_fields(
 ) {
     use Source::{Borrowed, Made};
     let slots = &decision.slots;
-    let own_status = ex.status != 200;
+    let own_status = !ex.is_evaluated();
     let has_content = own_status || matches!(decision.status, 200 | 206);
     // What isn't sent without content is still sent if the application froze it.
     let wanted = |slot: Slot| has_content || slot.is_frozen();

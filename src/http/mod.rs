@@ -14,7 +14,7 @@ pub mod request;
 pub mod validator;
 
 pub use decide::{Decision, decide};
-pub use head::{Buffer, FieldSink, HeadForm, Source, write_body_text, write_fields, write_head};
+pub use head::{Buffer, FieldSink, HeadForm, Source, write_body_text, write_content_range, write_fields, write_head};
 pub use range::{MAX_RANGES, Span};
 
 /// Why an exchange is refused. Nothing has been written then.
@@ -160,12 +160,22 @@ pub struct Exchange<'a> {
     pub now: i64,
     /// Of multipart boundaries.
     pub seed: u64,
-    /// The application's own status; with any but 200 nothing is evaluated.
+    /// The application's own status.
     pub status: u16,
+    /// Conditions and ranges count; only with status 200.
+    pub evaluate: bool,
     /// Announce `Connection: close`.
     pub close: bool,
     /// More parts than that: the whole is sent. At most `MAX_RANGES`.
     pub max_ranges: usize,
+}
+
+impl Exchange<'_> {
+    /// RFC 9110 13.2.1: conditions only count where the answer without them would be a success;
+    /// with a status other than 200 the application has made up its mind.
+    pub(crate) fn is_evaluated(&self) -> bool {
+        self.evaluate && self.status == 200
+    }
 }
 
 impl std::fmt::Debug for Exchange<'_> {

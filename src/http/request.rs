@@ -13,15 +13,8 @@ pub struct Fields<'a> {
 }
 
 const N: usize = 7;
-const NAMES: [&[u8]; N] = [
-    b"Connection",
-    b"If-Match",
-    b"If-None-Match",
-    b"If-Modified-Since",
-    b"If-Unmodified-Since",
-    b"If-Range",
-    b"Range",
-];
+const NAMES: [&[u8]; N] =
+    [b"Connection", b"If-Match", b"If-None-Match", b"If-Modified-Since", b"If-Unmodified-Since", b"If-Range", b"Range"];
 
 /// The lines of one field.
 #[derive(Clone, Copy, Default)]
@@ -215,7 +208,8 @@ fn parse_request_line(line: &[u8]) -> Option<(&[u8], &[u8], bool)> {
 mod tests {
     use super::*;
 
-    const HEAD: &[u8] = b"GET /a?b HTTP/1.1\r\nHost: x\r\nIF-NONE-MATCH: \"a\"\r\nRange:bytes=0-\r\nif-none-match:\t\"b\" \r\n\r\nGET";
+    const HEAD: &[u8] =
+        b"GET /a?b HTTP/1.1\r\nHost: x\r\nIF-NONE-MATCH: \"a\"\r\nRange:bytes=0-\r\nif-none-match:\t\"b\" \r\n\r\nGET";
 
     #[test]
     fn a_head_and_what_is_behind_it() {

@@ -1,0 +1,325 @@
+//! What a caller passes in, checked and in Rust's terms.
+
+use super::Error;
+use super::structs::{bytes, read_struct, slice};
+use super::types::*;
+use crate::http::{Exchange, HeadForm, Header, HeaderList, MAX_RANGES, Modified, Representation, Request, Rule};
+use crate::io::Fault;
+use crate::io::file::Body;
+use crate::respond::Timeouts;
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+/// An exchange of the caller's, valid during `'a`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Input<'a, H = RawHeaders<'a>> {
+    pub(crate) request: Request<'a>,
+    pub(crate) representation: Representation<'a>,
+    pub(crate) body: Body<'a>,
+    pub(crate) headers: H,
+    pub(crate) now: i64,
+    pub(crate) seed: u64,
+    pub(crate) form: HeadForm,
+    pub(crate) close: bool,
+    pub(crate) max_ranges: usize,
+    pub(crate) status: u16,
+    pub(crate) evaluate: bool,
+    /// Copy the file through memory.
+    pub(crate) copy: bool,
+    /// fstat before each step.
+    pub(crate) check: bool,
+}
+
+impl<H: HeaderList> Input<'_, H> {
+    pub(crate) fn exchange(&self) -> Exchange<'_> {
+        Exchange {
+            request: self.request,
+            representation: self.representation,
+            headers: &self.headers,
+            now: self.now,
+            seed: self.seed,
+            status: self.status,
+            evaluate: self.evaluate,
+            close: self.close,
+            max_ranges: self.max_ranges,
+        }
+    }
+}
+
+impl<'a> Input<'a> {
+    /// Reads and checks all of an exchange.
+    ///
+    /// # Safety
+    /// As the header asks: everything that `ex` points to is valid during `'a`.
+    pub(crate) unsafe fn read(ex: *const sendgate_exchange) -> Result<Self, Error> {
+        // SAFETY: the same promise.
+        let ex = unsafe { read_struct(ex) }?;
+        // SAFETY: the same promise.
+        let request = unsafe { read_request(ex.request) }?;
+        // SAFETY: the same promise.
+        let rep = unsafe { read_struct(ex.rep) }?;
+        // SAFETY: the same promise.
+        let headers = unsafe { RawHeaders::read(ex.headers, ex.n_headers) }?;
+        let status = if ex.http_status == 0 { 200 } else { ex.http_status };
+        let max_ranges = if ex.max_ranges == 0 { MAX_RANGES } else { ex.max_ranges as usize };
+        if ex.head_flags & !SENDGATE_HEAD_CLOSE != 0 || max_ranges > MAX_RANGES || ex.now < 0 {
+            return Err(Error::INVALID);
+        }
+        // SAFETY: the same promise.
+        let (representation, body) = unsafe { read_rep(&rep) }?;
+        Ok(Self {
+            request,
+            representation,
+            body,
+            headers,
+            now: if ex.now == 0 { clock() } else { ex.now },
+            seed: seed(ex.seed, &request),
+            form: match ex.head {
+                SENDGATE_HEAD_HTTP1 => HeadForm::Http1,
+                SENDGATE_HEAD_CGI => HeadForm::Cgi,
+                SENDGATE_HEAD_NONE => HeadForm::None,
+                _ => return Err(Error::INVALID),
+            },
+            close: ex.head_flags & SENDGATE_HEAD_CLOSE != 0,
+            max_ranges,
+            status: u16::try_from(status).map_err(|_| Error::INVALID)?,
+            evaluate: true,
+            copy: rep.flags & SENDGATE_REP_COPY != 0,
+            check: rep.flags & SENDGATE_REP_CHECK != 0,
+        })
+    }
+}
+
+/// # Safety
+/// `p` is NULL, or a request whose members are valid during `'a`.
+pub(crate) unsafe fn read_request<'a>(p: *const sendgate_request) -> Result<Request<'a>, Error> {
+    if p.is_null() {
+        return Ok(Request { method: b"GET", ..Request::default() });
+    }
+    // SAFETY: the same promise.
+    let req = unsafe { read_struct(p) }?;
+    if req.flags & !SENDGATE_REQUEST_HAS_BODY != 0 {
+        return Err(Error::INVALID);
+    }
+    // SAFETY: the same promise, for each member.
+    let text = |text| unsafe { bytes(text) };
+    Ok(Request {
+        method: text(req.method)?.unwrap_or(b"GET"),
+        http10: match req.version {
+            0 | 11 => false,
+            10 => true,
+            _ => return Err(Error::INVALID),
+        },
+        has_body: req.flags & SENDGATE_REQUEST_HAS_BODY != 0,
+        connection: text(req.connection)?,
+        if_match: text(req.if_match)?,
+        if_none_match: text(req.if_none_match)?,
+        if_modified_since: text(req.if_modified_since)?,
+        if_unmodified_since: text(req.if_unmodified_since)?,
+        if_range: text(req.if_range)?,
+        range: text(req.range)?,
+    })
+}
+
+/// # Safety
+/// The members of `rep` are valid during `'a`.
+unsafe fn read_rep<'a>(rep: &sendgate_rep) -> Result<(Representation<'a>, Body<'a>), Error> {
+    const FLAGS: u32 = SENDGATE_REP_HAS_MTIME | SENDGATE_REP_ETAG_FROM_MTIME | SENDGATE_REP_COPY | SENDGATE_REP_CHECK;
+    if rep.flags & !FLAGS != 0 || rep.mtime_nsec > 999_999_999 {
+        return Err(Error::INVALID);
+    }
+    let body = match rep.kind {
+        SENDGATE_REP_FILE => {
+            let end = rep.offset.checked_add(rep.length);
+            if rep.fd < 0 || end.is_none_or(|end| i64::try_from(end).is_err()) {
+                return Err(Error::INVALID);
+            }
+            Body::File { fd: rep.fd, offset: rep.offset }
+        }
+        SENDGATE_REP_MEMORY => {
+            let length = usize::try_from(rep.length).map_err(|_| Error::INVALID)?;
+            if rep.offset != 0 {
+                return Err(Error::INVALID);
+            }
+            // SAFETY: the header asks for `length` readable bytes.
+            Body::Memory(unsafe { slice(rep.memory.cast::<u8>(), length) }?)
+        }
+        _ => return Err(Error::INVALID),
+    };
+    let modified = Modified { seconds: rep.mtime, nanoseconds: rep.mtime_nsec };
+    let representation = Representation {
+        length: rep.length,
+        modified: (rep.flags & SENDGATE_REP_HAS_MTIME != 0).then_some(modified),
+        // SAFETY: the same promise.
+        etag: unsafe { bytes(rep.etag) }?,
+        etag_from_mtime: rep.flags & SENDGATE_REP_ETAG_FROM_MTIME != 0,
+        // SAFETY: the same promise.
+        content_type: unsafe { bytes(rep.content_type) }?,
+    };
+    Ok((representation, body))
+}
+
+/// Seconds since 1970.
+pub(crate) fn clock() -> i64 {
+    // SAFETY: NULL: the time is only returned.
+    unsafe { libc::time(std::ptr::null_mut()) }
+}
+
+/// A seed of the caller's, or a random one if there may be a boundary to make.
+pub(crate) fn seed(given: u64, request: &Request<'_>) -> u64 {
+    if given != 0 || !request.range.is_some_and(|range| range.contains(&b',')) {
+        return given;
+    }
+    let mut seed = 0u64;
+    // SAFETY: `seed` is writable for its size.
+    let got = unsafe { libc::getrandom((&raw mut seed).cast(), size_of_val(&seed), 0) };
+    if got == size_of_val(&seed) as isize {
+        return seed;
+    }
+    // A kernel without it, or a sandbox: a boundary must be unlikely, not secret.
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is writable.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    (time.tv_nsec.unsigned_abs() << 32) ^ time.tv_sec.unsigned_abs() ^ (&raw const seed as u64)
+}
+
+/// The caller's array of headers, each of them checked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RawHeaders<'a>(&'a [sendgate_header]);
+
+impl<'a> RawHeaders<'a> {
+    /// # Safety
+    /// `p` is NULL, or `n` headers, valid during `'a` with all that they point to.
+    unsafe fn read(p: *const sendgate_header, n: usize) -> Result<Self, Error> {
+        // SAFETY: the same promise.
+        let headers = unsafe { slice::<'a>(p, n) }?;
+        for header in headers {
+            if header.reserved != 0 || header.rule & !SENDGATE_RULE_FROZEN > SENDGATE_RULE_REMOVE {
+                return Err(Error::INVALID);
+            }
+            // SAFETY: the same promise.
+            unsafe { read_field(&header.field) }?;
+        }
+        Ok(Self(headers))
+    }
+}
+
+/// A field's name and value; an absent value is empty.
+///
+/// # Safety
+/// The members are valid during `'a`.
+unsafe fn read_field<'a>(field: &sendgate_field) -> Result<(&'a [u8], &'a [u8]), Error> {
+    // SAFETY: the same promise.
+    let name = unsafe { bytes(field.name) }?;
+    // SAFETY: the same promise.
+    let value = unsafe { bytes(field.value) }?;
+    Ok((name.unwrap_or_default(), value.unwrap_or_default()))
+}
+
+impl HeaderList for RawHeaders<'_> {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn get(&self, index: usize) -> Header<'_> {
+        let header = &self.0[index];
+        // SAFETY: `read` has been promised that they are valid as long as `self`, and found them to be readable.
+        let (name, value) = unsafe { read_field(&header.field) }.unwrap_or_default();
+        let rule = match header.rule & !SENDGATE_RULE_FROZEN {
+            SENDGATE_RULE_OVERRIDE => Rule::Override,
+            SENDGATE_RULE_APPEND => Rule::Append,
+            SENDGATE_RULE_REMOVE => Rule::Remove,
+            _ => Rule::Default,
+        };
+        Header { name, value, rule, frozen: header.rule & SENDGATE_RULE_FROZEN != 0 }
+    }
+}
+
+/// An array of fields, each of them checked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RawFields<'a>(&'a [sendgate_field]);
+
+impl<'a> RawFields<'a> {
+    /// # Safety
+    /// `p` is NULL, or `n` fields, valid during `'a` with all that they point to.
+    pub(crate) unsafe fn read(p: *const sendgate_field, n: usize) -> Result<Self, Error> {
+        // SAFETY: the same promise.
+        let fields = unsafe { slice::<'a>(p, n) }?;
+        for field in fields {
+            // SAFETY: the same promise.
+            unsafe { read_field(field) }?;
+        }
+        Ok(Self(fields))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn get(&self, index: usize) -> Option<(&'a [u8], &'a [u8])> {
+        self.iter().nth(index)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone + use<'a> {
+        let fields = self.0;
+        // SAFETY: `read` has been promised that they are valid during `'a`, and found them to be readable.
+        fields.iter().map(|field| unsafe { read_field(field) }.unwrap_or_default())
+    }
+}
+
+/// Where bytes go, as the caller says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Sink {
+    Socket { fd: RawFd, sigpipe_ignored: bool },
+    Callback { write: Callback, fd: Option<RawFd> },
+}
+
+/// A write function of the caller's, with its argument.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Callback {
+    function: unsafe extern "C" fn(*mut std::ffi::c_void, *const u8, usize, *mut usize) -> i32,
+    user: *mut std::ffi::c_void,
+}
+
+impl Callback {
+    /// Passes `bytes` on. What comes back is checked: a count that isn't 1 to the length would lose bytes, or
+    /// loop for ever.
+    pub(crate) fn call(&self, bytes: &[u8]) -> Result<usize, Fault> {
+        use super::status::*;
+        let mut written = 0;
+        // SAFETY: the header asks for a function that may be called with `user` until the response is done.
+        let status = unsafe { (self.function)(self.user, bytes.as_ptr(), bytes.len(), &raw mut written) };
+        match status {
+            SENDGATE_OK if (1..=bytes.len()).contains(&written) => Ok(written),
+            SENDGATE_WANT_WRITE => Err(Fault::Wait(crate::io::Interest::Write)),
+            SENDGATE_WANT_READ => Err(Fault::Wait(crate::io::Interest::Read)),
+            error if error < 0 => Err(Fault::Callback(error)),
+            _ => Err(Fault::Callback(SENDGATE_ERR_INVALID)),
+        }
+    }
+}
+
+impl Sink {
+    /// # Safety
+    /// As the header asks.
+    pub(crate) unsafe fn read(p: *const sendgate_sink) -> Result<(Self, Timeouts), Error> {
+        // SAFETY: the same promise.
+        let sink = unsafe { read_struct(p) }?;
+        if sink.flags & !SENDGATE_SINK_SIGPIPE_IGNORED != 0 || sink.fd < -1 {
+            return Err(Error::INVALID);
+        }
+        let milliseconds = |number: u32| Duration::from_millis(u64::from(number));
+        let timeouts = Timeouts {
+            idle: milliseconds(if sink.idle_timeout_ms == 0 { 60_000 } else { sink.idle_timeout_ms }),
+            total: (sink.total_timeout_ms != 0).then(|| milliseconds(sink.total_timeout_ms)),
+        };
+        let sigpipe_ignored = sink.flags & SENDGATE_SINK_SIGPIPE_IGNORED != 0;
+        let fd = (sink.fd >= 0).then_some(sink.fd);
+        let sink = match (sink.write, fd) {
+            (Some(function), fd) => Self::Callback { write: Callback { function, user: sink.user }, fd },
+            (None, Some(fd)) => Self::Socket { fd, sigpipe_ignored },
+            (None, None) => return Err(Error::INVALID),
+        };
+        Ok((sink, timeouts))
+    }
+}

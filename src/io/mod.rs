@@ -1,0 +1,83 @@
+//! System calls: what a transfer needs from the outside, and who provides it.
+
+pub(crate) mod callback;
+pub(crate) mod file;
+pub(crate) mod nonblocking;
+pub(crate) mod sigpipe;
+pub(crate) mod socket;
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::RawFd;
+
+/// Why a call to the outside took no bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Again once the socket is writable, or readable.
+    Wait(Interest),
+    /// EINTR: again at once.
+    Interrupted,
+    /// This file and this sink can't do that: use `read` and `send`.
+    Unsupported,
+    /// EPIPE or ECONNRESET.
+    Closed(i32),
+    /// Any other errno.
+    System(i32),
+    /// What a write callback said: an error code of its own.
+    Callback(i32),
+}
+
+/// What to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Interest {
+    /// The socket can take more.
+    Write,
+    /// A write callback said so: TLS renegotiates.
+    Read,
+}
+
+/// Where bytes come from and where they go: the kernel, a callback, or a test's script.
+pub(crate) trait Io {
+    /// Sends some of `bytes`. `more` follow at once, so what is sent may wait for them.
+    fn send(&mut self, bytes: &[u8], more: bool) -> Result<usize, Fault>;
+
+    /// Sends up to `length` bytes of the file from `offset` without copying them. Ok(0): its end.
+    fn send_file(&mut self, offset: u64, length: u64) -> Result<usize, Fault>;
+
+    /// Reads some bytes of the file from `offset` to the start of `space`. Ok(0): its end.
+    fn read(&mut self, space: &mut [MaybeUninit<u8>], offset: u64) -> Result<usize, Fault>;
+
+    /// Size and time of modification of the file.
+    fn file_stamp(&mut self) -> Result<file::Stamp, Fault>;
+
+    /// From now on, and until this is dropped, small pieces wait for each other.
+    fn hold_back(&mut self) {}
+}
+
+/// Turns -1 into an error, and everything else into what it is.
+pub(crate) fn check<T: TryInto<usize> + PartialOrd + Default>(returned: T) -> io::Result<usize> {
+    if returned < T::default() {
+        return Err(io::Error::last_os_error());
+    }
+    returned.try_into().map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))
+}
+
+/// Calls a libc function, with -1 as an error: one place for the `unsafe` of a plain system call.
+macro_rules! syscall {
+    ($function:ident($($argument:expr),* $(,)?)) => {{
+        // SAFETY: every pointer among the arguments is valid for what the call does with it; see the caller.
+        $crate::io::check(unsafe { libc::$function($($argument),*) })
+    }};
+}
+pub(crate) use syscall;
+
+/// The errno of `error`.
+pub(crate) fn errno(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
+}
+
+/// The status flags of an open file description (fcntl(2), F_GETFL).
+pub(crate) fn status_flags(fd: RawFd) -> io::Result<i32> {
+    let flags = syscall!(fcntl(fd, libc::F_GETFL))?;
+    Ok(i32::try_from(flags).unwrap_or(0))
+}

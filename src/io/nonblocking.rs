@@ -1,0 +1,33 @@
+//! sendfile without blocking on a blocking socket.
+
+use std::os::fd::RawFd;
+
+/// O_NONBLOCK, for as long as this lives, on a socket that lacks it. Only `respond` uses it, and only
+/// for bodies that sendfile sends: everything else has MSG_DONTWAIT, but sendfile (and splice) have
+/// no such flag, and a call that blocks can't keep a timeout.
+///
+/// O_NONBLOCK belongs to the open file description, so other descriptors of the same socket see it too.
+#[derive(Debug)]
+pub(crate) struct Nonblocking {
+    restore: Option<(RawFd, i32)>,
+}
+
+impl Nonblocking {
+    pub(crate) fn new(fd: RawFd) -> std::io::Result<Self> {
+        let flags = super::status_flags(fd)?;
+        if flags & libc::O_NONBLOCK != 0 {
+            return Ok(Self { restore: None });
+        }
+        super::syscall!(fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK))?;
+        Ok(Self { restore: Some((fd, flags)) })
+    }
+}
+
+impl Drop for Nonblocking {
+    fn drop(&mut self) {
+        if let Some((fd, flags)) = self.restore {
+            // Can't fail for a descriptor on which it has just succeeded.
+            let _ = super::syscall!(fcntl(fd, libc::F_SETFL, flags));
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! A stream socket as the place where bytes go.
+
+use super::file::{self, Body, Stamp};
+use super::sigpipe::Guard;
+use super::{Fault, Interest, Io, errno, syscall};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::RawFd;
+
+/// One call moves at most that (sendfile(2)), whatever is asked for.
+const SENDFILE_MAX: u64 = 0x7fff_f000;
+
+/// A socket and what is sent on it, for the length of one step.
+#[derive(Debug)]
+pub(crate) struct Socket<'a> {
+    pub(crate) fd: RawFd,
+    pub(crate) body: Body<'a>,
+    /// The host ignores SIGPIPE, and says so.
+    pub(crate) sigpipe_ignored: bool,
+    guard: Option<Guard>,
+    corked: bool,
+}
+
+impl<'a> Socket<'a> {
+    pub(crate) fn new(fd: RawFd, body: Body<'a>, sigpipe_ignored: bool) -> Self {
+        Self { fd, body, sigpipe_ignored, guard: None, corked: false }
+    }
+}
+
+fn fault(error: &io::Error) -> Fault {
+    match errno(error) {
+        // Linux has one number for EAGAIN and EWOULDBLOCK.
+        libc::EAGAIN => Fault::Wait(Interest::Write),
+        libc::EINTR => Fault::Interrupted,
+        number @ (libc::EPIPE | libc::ECONNRESET) => Fault::Closed(number),
+        number => Fault::System(number),
+    }
+}
+
+impl Io for Socket<'_> {
+    fn send(&mut self, bytes: &[u8], more: bool) -> Result<usize, Fault> {
+        // MSG_MORE only if the rest follows at once: alone, Linux holds the bytes back for 200 ms.
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | if more { libc::MSG_MORE } else { 0 };
+        syscall!(send(self.fd, bytes.as_ptr().cast(), bytes.len(), flags)).map_err(|error| fault(&error))
+    }
+
+    fn send_file(&mut self, offset: u64, length: u64) -> Result<usize, Fault> {
+        let Body::File { fd: file, .. } = self.body else { return Err(Fault::Unsupported) };
+        let mut offset = self.body.file_offset(offset).ok_or(Fault::System(libc::EOVERFLOW))?;
+        if !self.sigpipe_ignored && self.guard.is_none() {
+            self.guard = Some(Guard::new());
+        }
+        let length = length.min(SENDFILE_MAX) as usize; // Below 2^31.
+        // The offset is ours: the file's own position stays where it is, and other threads can send
+        // from the same descriptor.
+        syscall!(sendfile(self.fd, file, &raw mut offset, length)).map_err(|error| match errno(&error) {
+            // The kernel has no way to map this file, or no way into this socket. EINVAL also
+            // comes from some of procfs; EIO and others are errors of the file.
+            libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::ESPIPE | libc::EPERM => Fault::Unsupported,
+            number => {
+                if number == libc::EPIPE
+                    && let Some(guard) = &self.guard
+                {
+                    guard.consume();
+                }
+                fault(&error)
+            }
+        })
+    }
+
+    fn read(&mut self, space: &mut [MaybeUninit<u8>], offset: u64) -> Result<usize, Fault> {
+        file::read(&self.body, space, offset)
+    }
+
+    fn file_stamp(&mut self) -> Result<Stamp, Fault> {
+        file::stamp(&self.body)
+    }
+
+    /// sendfile pushes its last partial segment out, so several parts of a file would leave as many
+    /// small segments, and with Nagle's algorithm wait 40 ms for each other. A socket that
+    /// isn't TCP has no such option, and needs none.
+    fn hold_back(&mut self) {
+        self.corked = !self.corked && cork(self.fd) == Some(0) && set_cork(self.fd, 1).is_ok();
+    }
+}
+
+impl Drop for Socket<'_> {
+    fn drop(&mut self) {
+        if self.corked {
+            let _ = set_cork(self.fd, 0);
+        }
+    }
+}
+
+fn cork(fd: RawFd) -> Option<libc::c_int> {
+    let mut value: libc::c_int = 0;
+    let mut size = size_of_val(&value) as libc::socklen_t;
+    syscall!(getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_CORK, (&raw mut value).cast(), &raw mut size)).ok()?;
+    Some(value)
+}
+
+fn set_cork(fd: RawFd, value: libc::c_int) -> io::Result<usize> {
+    let size = size_of_val(&value) as libc::socklen_t;
+    syscall!(setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_CORK, (&raw const value).cast(), size))
+}

@@ -1,0 +1,87 @@
+//! A transfer driven to its end: poll(2) and deadlines.
+
+use crate::io::{Interest, Io, errno, syscall};
+use crate::transfer::{Failure, Step, Transfer};
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
+
+/// Bytes between two looks at the clock, for a client that never makes us wait.
+const BUDGET: u64 = 4 << 20;
+
+/// How long a response may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeouts {
+    /// Longest wait without progress.
+    pub(crate) idle: Duration,
+    /// For all of it.
+    pub(crate) total: Option<Duration>,
+}
+
+/// Why `respond` ended early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    Failure(Failure),
+    Timeout,
+    /// There is nothing to wait on.
+    NoDescriptor,
+}
+
+/// Steps `transfer` until it is done, waiting on `fd`. `io` makes the sink anew for each step, so that
+/// what a step changes for its own time (signal mask, TCP_CORK) is not changed while it waits.
+pub(crate) fn drive<I: Io>(
+    transfer: &mut Transfer,
+    fd: Option<RawFd>,
+    timeouts: Timeouts,
+    memory: Option<&[u8]>,
+    mut io: impl FnMut() -> I,
+) -> Result<(), Cut> {
+    // The common answer leaves in one step, and asks for no time.
+    let mut begun = None;
+    let mut progress: Option<(u64, Instant)> = None;
+    loop {
+        let budget = if timeouts.total.is_some() { BUDGET } else { u64::MAX };
+        let step = transfer.step(&mut io(), memory, budget).map_err(Cut::Failure)?;
+        if step == Step::Done {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let begun = *begun.get_or_insert(now);
+        let left = timeouts.total.map(|total| total.saturating_sub(now - begun));
+        if left == Some(Duration::ZERO) {
+            return Err(Cut::Timeout);
+        }
+        let Step::Wait(interest) = step else { continue };
+        let sent = transfer.plan().sent();
+        let since = match progress {
+            Some((then, since)) if then == sent => since,
+            _ => now,
+        };
+        progress = Some((sent, since));
+        let idle = timeouts.idle.saturating_sub(now - since);
+        if idle == Duration::ZERO {
+            return Err(Cut::Timeout);
+        }
+        let wait = left.map_or(idle, |left| left.min(idle));
+        wait_for(fd.ok_or(Cut::NoDescriptor)?, interest, wait)?;
+    }
+}
+
+/// Waits; a signal, an error on the socket and the end of the time all mean: try again and see.
+fn wait_for(fd: RawFd, interest: Interest, time: Duration) -> Result<(), Cut> {
+    let events = match interest {
+        Interest::Write => libc::POLLOUT,
+        Interest::Read => libc::POLLIN,
+    };
+    let mut entry = libc::pollfd { fd, events, revents: 0 };
+    // Rounded up: half a millisecond must not become a busy loop.
+    let milliseconds = i32::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
+    match syscall!(poll(&raw mut entry, 1, milliseconds)) {
+        Ok(_) => {}
+        Err(error) if errno(&error) == libc::EINTR => {}
+        Err(error) => return Err(Cut::Failure(Failure::System(errno(&error)))),
+    }
+    if entry.revents & libc::POLLNVAL != 0 {
+        return Err(Cut::Failure(Failure::System(libc::EBADF)));
+    }
+    Ok(())
+}
