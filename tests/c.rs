@@ -1,0 +1,211 @@
+//! The C programs in `tests/c`, built as a C user would build them, against the libraries of this very build.
+//!
+//! Each runs four ways: linked with `libsendgate.a`, with `libsendgate.so`, with the sanitizers, and under
+//! Valgrind. A program prints what failed and exits non-zero.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// How a program is built and run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Mode {
+    Static,
+    Shared,
+    Sanitized,
+    Valgrind,
+}
+
+const WARNINGS: &[&str] =
+    &["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Wundef", "-Wstrict-prototypes", "-Werror"];
+/// The system libraries that a Rust static library needs (`rustc --print native-static-libs`).
+const SYSTEM_LIBRARIES: &[&str] = &["-lgcc_s", "-lutil", "-lrt", "-lpthread", "-lm", "-ldl", "-lc"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Where cargo put this test's own build of the library: beside the test, not `target/debug`, which may be older.
+fn artefacts() -> PathBuf {
+    let exe = std::env::current_exe().expect("current_exe");
+    let dir = exe.parent().expect("a directory").to_path_buf();
+    for name in ["libsendgate.a", "libsendgate.so"] {
+        assert!(dir.join(name).is_file(), "{name} is not in {}", dir.display());
+    }
+    dir
+}
+
+/// A directory of its own for each run, removed with everything in it.
+struct TempDir(PathBuf);
+
+impl TempDir {
+    fn new(name: &str) -> TempDir {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("c-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("create a temporary directory");
+        TempDir(path)
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn run(command: &mut Command, input: &[u8]) -> Output {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let mut stdin = child.stdin.take().expect("a pipe");
+    std::thread::scope(|scope| {
+        // A program that ends early breaks the pipe; what it printed tells why.
+        scope.spawn(move || std::io::Write::write_all(&mut stdin, input));
+        child.wait_with_output().expect("wait")
+    })
+}
+
+#[track_caller]
+fn succeed(command: &mut Command, input: &[u8]) -> String {
+    let output = run(command, input);
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{stdout}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    stdout
+}
+
+fn available(tool: &str) -> bool {
+    Command::new(tool).arg("--version").output().is_ok_and(|output| output.status.success())
+}
+
+/// Says why something does not run, past libtest's capture.
+fn skip(reason: &str) {
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("skipped: {reason}\n").as_bytes());
+}
+
+fn compiler() -> String {
+    std::env::var("CC").unwrap_or_else(|_| "cc".to_owned())
+}
+
+fn build(program: &str, mode: Mode, dir: &Path) -> PathBuf {
+    let sources = root().join("tests/c");
+    let binary = dir.join(program);
+    let mut cc = Command::new(compiler());
+    cc.args(["-std=c99", "-D_GNU_SOURCE", "-g", "-O1", "-fno-omit-frame-pointer"]).args(WARNINGS);
+    cc.arg("-I").arg(root().join("include")).arg("-o").arg(&binary);
+    cc.arg(sources.join(program).with_extension("c")).arg(sources.join("check.c"));
+    match mode {
+        Mode::Shared => {
+            // The name that the library gives itself, which the loader looks for.
+            let soname = dir.join("libsendgate.so.0");
+            std::os::unix::fs::symlink(artefacts().join("libsendgate.so"), &soname).expect("symlink");
+            cc.arg(&soname).arg("-lpthread");
+        }
+        Mode::Static | Mode::Sanitized | Mode::Valgrind => {
+            cc.arg(artefacts().join("libsendgate.a")).args(SYSTEM_LIBRARIES);
+        }
+    }
+    if mode == Mode::Sanitized {
+        cc.args(["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]);
+    }
+    succeed(&mut cc, b"");
+    if mode == Mode::Sanitized {
+        let symbols = succeed(Command::new("nm").arg(&binary), b"");
+        for wanted in ["__asan_init", "__ubsan_handle"] {
+            assert!(symbols.contains(wanted), "{program} was built without {wanted}");
+        }
+    }
+    if mode == Mode::Shared {
+        let needed = succeed(Command::new("readelf").arg("-d").arg(&binary), b"");
+        assert!(needed.contains("[libsendgate.so.0]"), "{program} does not ask for libsendgate.so.0:\n{needed}");
+    }
+    binary
+}
+
+/// Build and run a program; what it printed, or `None` where that can't be done here.
+fn program(name: &str, mode: Mode, input: &[u8]) -> Option<String> {
+    if mode == Mode::Valgrind && !available("valgrind") {
+        skip(&format!("{name} under Valgrind: valgrind is not installed"));
+        return None;
+    }
+    let dir = TempDir::new(&format!("{name}-{mode:?}"));
+    let binary = build(name, mode, &dir.0);
+    let work = dir.0.join("work");
+    std::fs::create_dir(&work).expect("create the working directory");
+    let mut command = if mode == Mode::Valgrind {
+        let mut valgrind = Command::new("valgrind");
+        valgrind.args(["--quiet", "--error-exitcode=99", "--leak-check=full", "--show-leak-kinds=definite,indirect"]);
+        valgrind.args(["--errors-for-leak-kinds=definite,indirect", "--track-fds=no"]);
+        valgrind.arg(&binary);
+        valgrind.env("SENDGATE_TEST_SLOW", "1");
+        valgrind
+    } else {
+        Command::new(&binary)
+    };
+    command.current_dir(&work).env("LD_LIBRARY_PATH", &dir.0);
+    let stdout = succeed(&mut command, input);
+    // A program that ends before its last check must not pass.
+    assert!(stdout.contains(" checks passed, 0 failed"), "{name} did not reach its end:\n{stdout}");
+    Some(stdout)
+}
+
+macro_rules! programs {
+    ($($name:ident)*) => { $(mod $name {
+        use super::{Mode, program};
+
+        #[test]
+        fn linked_statically() { program(stringify!($name), Mode::Static, b""); }
+        #[test]
+        fn linked_dynamically() { program(stringify!($name), Mode::Shared, b""); }
+        #[test]
+        fn under_sanitizers() { program(stringify!($name), Mode::Sanitized, b""); }
+        #[test]
+        fn under_valgrind() { program(stringify!($name), Mode::Valgrind, b""); }
+    })* };
+}
+
+programs!(header respond transfer split structs head simple open);
+
+/// The header by itself is clean in every C and C++ that it is for, with each compiler that is installed.
+#[test]
+fn header_compiles_as_every_c_and_cxx() {
+    let standards =
+        [("c", "c99"), ("c", "c11"), ("c", "c17"), ("c", "c2x"), ("c++", "c++11"), ("c++", "c++17"), ("c++", "c++20")];
+    let mut compiled = 0;
+    for cc in ["gcc", "clang"] {
+        if !available(cc) {
+            skip(&format!("the header with {cc}: {cc} is not installed"));
+            continue;
+        }
+        for (language, standard) in standards {
+            let mut command = Command::new(cc);
+            command.args(["-fsyntax-only", "-x", language, &format!("-std={standard}"), "-Wpadded"]);
+            // "-Wstrict-prototypes" is for C only.
+            command.args(WARNINGS.iter().filter(|warning| language == "c" || **warning != "-Wstrict-prototypes"));
+            command.arg("-I").arg(root().join("include")).arg(root().join("tests/c/header.c"));
+            succeed(&mut command, b"");
+            compiled += 1;
+        }
+    }
+    assert!(compiled > 0, "neither gcc nor clang is installed");
+}
+
+/// A C++ program links: the declarations have C linkage.
+#[test]
+fn header_links_from_cxx() {
+    let Some(cxx) = ["c++", "g++", "clang++"].into_iter().find(|cxx| available(cxx)) else {
+        return skip("linking from C++: no C++ compiler is installed");
+    };
+    let dir = TempDir::new("cxx");
+    let binary = dir.0.join("header");
+    let mut command = Command::new(cxx);
+    command.args(["-x", "c++", "-std=c++11"]).arg(root().join("tests/c/header.c")).args(["-x", "none"]);
+    command.arg("-I").arg(root().join("include")).arg("-o").arg(&binary);
+    succeed(command.arg(artefacts().join("libsendgate.a")).args(SYSTEM_LIBRARIES), b"");
+    succeed(&mut Command::new(&binary), b"");
+}

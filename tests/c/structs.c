@@ -1,0 +1,636 @@
+/* Structs of other sizes than this header's, NULL in every place, lengths that can't be, bits nobody knows. */
+#include "check.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define N(array) (sizeof array / sizeof *array)
+#define EXTRA 64
+
+static int file, sockets[2];
+static struct ask ask;
+
+static void fresh(void)
+{
+    static char drain[200000];
+    while (peer_take(sockets[1], drain, sizeof drain) > 0) {
+    }
+    ask_file(&ask, file, sockets[0]);
+}
+
+/* ---- Sizes ---- */
+
+enum input { REQUEST, REP, EXCHANGE, SINK, N_INPUTS };
+static const char *const input_names[] = {"request", "rep", "exchange", "sink"};
+/* The sizes of 0.1.0, which are accepted for ever. */
+static const size_t first_sizes[] = {160, 88, 72, 40};
+
+/* Call everything that reads the struct, with `copy` in its place; the last status. */
+static sendgate_status with_input(enum input input, void *copy, int expect_same)
+{
+    static char head[2000], scratch[2000];
+    size_t len = 0, n = 0;
+    sendgate_field fields[32];
+    sendgate_decision decision;
+    memset(&decision, 0, sizeof decision);
+    decision.size = sizeof decision;
+    const sendgate_exchange *exchange = &ask.exchange;
+    const sendgate_sink *sink = &ask.sink;
+    switch (input) {
+    case REQUEST:
+        ask.exchange.request = copy;
+        break;
+    case REP:
+        ask.exchange.rep = copy;
+        break;
+    case EXCHANGE:
+        exchange = copy;
+        break;
+    default:
+        sink = copy;
+    }
+    sendgate_status status = sendgate_respond(exchange, sink, &ask.result);
+    sendgate_transfer *transfer = NULL;
+    MUST(sendgate_transfer_new(&transfer) == SENDGATE_OK);
+    sendgate_status other = sendgate_transfer_start(transfer, exchange, sink);
+    if (expect_same)
+        CHECK_STATUS(other, status);
+    sendgate_transfer_free(transfer);
+    if (input != SINK) {
+        CHECK_STATUS(sendgate_decide(exchange, NULL, 0, &decision), status);
+        CHECK_STATUS(sendgate_head_bytes(exchange, head, sizeof head, &len), status);
+        CHECK_STATUS(sendgate_head_fields(exchange, fields, N(fields), scratch, sizeof scratch, &n, &len), status);
+    }
+    if (input == REQUEST || input == SINK) {
+        const sendgate_request *request = input == REQUEST ? copy : NULL;
+        CHECK_STATUS(sendgate_response_file_fd(sink, request, 200, NULL, 0, dup(file), NULL), status);
+        CHECK_STATUS(sendgate_response_file_fd_range(sink, request, 206, NULL, 0, dup(file), 0, 10, NULL), status);
+        CHECK_STATUS(sendgate_response_file_conditional(sink, request, 200, NULL, 0, "answer", NULL, NULL, NULL, NULL,
+                                                        NULL),
+                     status);
+    }
+    return status;
+}
+
+static void input_sizes(void)
+{
+    for (int input = 0; input < N_INPUTS; input++) {
+        size_t first = first_sizes[input];
+        static const long deltas[] = {-1000, -8, -1, 0, 1, 8, EXTRA};
+        for (size_t d = 0; d < N(deltas); d++) {
+            /* The tail beyond what is known here: zero, then not zero in its last byte. */
+            for (int garbage = 0; garbage < 2; garbage++) {
+                if (deltas[d] <= 0 && garbage)
+                    continue;
+                fresh();
+                const void *original[] = {&ask.request, &ask.rep, &ask.exchange, &ask.sink};
+                size_t size = deltas[d] == -1000 ? sizeof(size_t) : (size_t)((long)first + deltas[d]);
+                check_case("%s of %zu bytes%s", input_names[input], size, garbage ? ", unknown members set" : "");
+                /* An allocation of exactly that size: reading on is seen by ASan and Valgrind. */
+                char *copy = calloc(1, size);
+                MUST(copy != NULL);
+                memcpy(copy, original[input], size < first ? size : first);
+                memcpy(copy, &size, sizeof size);
+                if (garbage)
+                    copy[size - 1] = 1;
+                sendgate_status want = size < first || garbage ? SENDGATE_ERR_SIZE : SENDGATE_OK;
+                CHECK_STATUS(with_input((enum input)input, copy, 1), want);
+                if (want != SENDGATE_OK) {
+                    char byte;
+                    CHECK_INT(ask.result.connection, SENDGATE_CONN_UNTOUCHED);
+                    CHECK_INT(peer_take(sockets[1], &byte, 1), 0);
+                }
+                free(copy);
+            }
+        }
+        static const size_t impossible[] = {0, 1, 7, (size_t)PTRDIFF_MAX + 1, SIZE_MAX};
+        for (size_t i = 0; i < N(impossible); i++) {
+            fresh();
+            const void *original[] = {&ask.request, &ask.rep, &ask.exchange, &ask.sink};
+            check_case("%s of %zu bytes", input_names[input], impossible[i]);
+            char *copy = malloc(first);
+            MUST(copy != NULL);
+            memcpy(copy, original[input], first);
+            memcpy(copy, &impossible[i], sizeof(size_t));
+            CHECK_STATUS(with_input((enum input)input, copy, 1), SENDGATE_ERR_SIZE);
+            free(copy);
+        }
+    }
+}
+
+/* A struct that is written, with a guard behind it. `call` fills it. */
+static void output_size(const char *name, size_t first, sendgate_status (*call)(void *out))
+{
+    static const long deltas[] = {-8, -1, 0, 8, EXTRA};
+    for (size_t d = 0; d < N(deltas); d++) {
+        size_t size = (size_t)((long)first + deltas[d]), room = first + 2 * EXTRA;
+        check_case("%s of %zu bytes", name, size);
+        fresh();
+        unsigned char *out = malloc(room), *untouched = malloc(room), *exact = calloc(1, size);
+        MUST(out != NULL && untouched != NULL && exact != NULL);
+        memset(untouched, 0xa5, room);
+        memset(untouched, 0, size);
+        memcpy(untouched, &size, sizeof size);
+        memcpy(out, untouched, room);
+        sendgate_status status = call(out);
+        CHECK_STATUS(status, deltas[d] < 0 ? SENDGATE_ERR_SIZE : SENDGATE_OK);
+        /* Never past its size; and with too small a size not at all. */
+        size_t from = deltas[d] < 0 ? 0 : size;
+        CHECK(memcmp(out + from, untouched + from, room - from) == 0);
+        CHECK(memcmp(out, untouched, sizeof size) == 0);
+        /* Again, with nothing behind it. */
+        memcpy(exact, &size, sizeof size);
+        fresh();
+        CHECK_STATUS(call(exact), status);
+        free(out);
+        free(untouched);
+        free(exact);
+    }
+    check_case("%s of 0 and SIZE_MAX bytes", name);
+    static const size_t impossible[] = {0, (size_t)PTRDIFF_MAX + 1, SIZE_MAX};
+    for (size_t i = 0; i < N(impossible); i++) {
+        size_t *out = calloc(1, first);
+        MUST(out != NULL);
+        *out = impossible[i];
+        fresh();
+        CHECK_STATUS(call(out), SENDGATE_ERR_SIZE);
+        free(out);
+    }
+}
+
+static sendgate_status fill_decision(void *out)
+{
+    return sendgate_decide(&ask.exchange, NULL, 0, out);
+}
+
+static sendgate_status fill_rep(void *out)
+{
+    return sendgate_rep_from_fd(out, file, 0, NULL, 0, NULL);
+}
+
+static sendgate_status fill_opened_rep(void *out)
+{
+    int32_t fd = -1;
+    sendgate_status status = sendgate_open(AT_FDCWD, "answer", 0, NULL, 0, &fd, out, NULL);
+    CHECK((fd >= 0) == (status == SENDGATE_OK));
+    if (fd >= 0)
+        close(fd);
+    return status;
+}
+
+static sendgate_status fill_request(void *out)
+{
+    sendgate_field field;
+    field.name = text("Range");
+    field.value = text("bytes=0-9");
+    return sendgate_request_from_fields(out, &field, 1, NULL, 0, NULL);
+}
+
+static sendgate_status fill_parsed_request(void *out)
+{
+    static const char head[] = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    size_t len = 0;
+    return sendgate_request_from_head(out, head, sizeof head - 1, NULL, 0, NULL, &len);
+}
+
+static sendgate_status fill_result(void *out)
+{
+    return sendgate_respond(&ask.exchange, &ask.sink, out);
+}
+
+static sendgate_status fill_step_result(void *out)
+{
+    sendgate_transfer *transfer = NULL;
+    MUST(sendgate_transfer_new(&transfer) == SENDGATE_OK);
+    MUST(sendgate_transfer_start(transfer, &ask.exchange, &ask.sink) == SENDGATE_OK);
+    sendgate_status status = sendgate_transfer_step(transfer, 0, out);
+    sendgate_transfer_free(transfer);
+    return status;
+}
+
+static sendgate_status fill_pull_result(void *out)
+{
+    static uint8_t buf[20000];
+    size_t len;
+    sendgate_transfer *transfer = NULL;
+    sendgate_status status;
+    MUST(sendgate_transfer_new(&transfer) == SENDGATE_OK);
+    MUST(sendgate_transfer_start(transfer, &ask.exchange, NULL) == SENDGATE_OK);
+    do
+        status = sendgate_transfer_pull(transfer, buf, sizeof buf, &len, out);
+    while (status == SENDGATE_YIELD);
+    sendgate_transfer_free(transfer);
+    return status;
+}
+
+static sendgate_status fill_file_result(void *out)
+{
+    return sendgate_response_file_fd(&ask.sink, NULL, 200, NULL, 0, dup(file), out);
+}
+
+static sendgate_status fill_range_result(void *out)
+{
+    return sendgate_response_file_fd_range(&ask.sink, NULL, 206, NULL, 0, dup(file), 0, 10, out);
+}
+
+static sendgate_status fill_conditional_result(void *out)
+{
+    return sendgate_response_file_conditional(&ask.sink, NULL, 200, NULL, 0, "answer", NULL, NULL, NULL, NULL, out);
+}
+
+static void output_sizes(void)
+{
+    output_size("decision", 40, fill_decision);
+    output_size("rep", 88, fill_rep);
+    output_size("rep of sendgate_open", 88, fill_opened_rep);
+    output_size("request", 160, fill_request);
+    output_size("request from a head", 160, fill_parsed_request);
+    output_size("result of respond", 48, fill_result);
+    output_size("result of step", 48, fill_step_result);
+    output_size("result of pull", 48, fill_pull_result);
+    output_size("result of response_file_fd", 48, fill_file_result);
+    output_size("result of response_file_fd_range", 48, fill_range_result);
+    output_size("result of response_file_conditional", 48, fill_conditional_result);
+}
+
+/* ---- NULL ---- */
+
+static void nulls(void)
+{
+    char buf[2000], scratch[2000];
+    size_t len = 0, n = 0;
+    int32_t fd = -1, error = 0;
+    sendgate_field fields[32], field;
+    sendgate_decision decision;
+    field.name = text("Range");
+    field.value = text("bytes=0-9");
+    memset(&decision, 0, sizeof decision);
+    decision.size = sizeof decision;
+    const char *head = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+    check_case("NULL: request_from_fields");
+    fresh();
+    CHECK_STATUS(sendgate_request_from_fields(NULL, &field, 1, buf, sizeof buf, &n), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_request_from_fields(&ask.request, NULL, 1, buf, sizeof buf, &n), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_request_from_fields(&ask.request, NULL, 0, buf, sizeof buf, &n), SENDGATE_OK);
+    CHECK_STATUS(sendgate_request_from_fields(&ask.request, &field, 1, NULL, 0, NULL), SENDGATE_OK);
+    CHECK_STATUS(sendgate_request_from_fields(&ask.request, &field, 1, NULL, 10, NULL), SENDGATE_ERR_INVALID);
+
+    check_case("NULL: request_from_head");
+    CHECK_STATUS(sendgate_request_from_head(NULL, head, strlen(head), buf, sizeof buf, &n, &len), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_request_from_head(&ask.request, NULL, 10, buf, sizeof buf, &n, &len), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_request_from_head(&ask.request, NULL, 0, buf, sizeof buf, &n, &len), SENDGATE_WANT_READ);
+    CHECK_STATUS(sendgate_request_from_head(&ask.request, head, strlen(head), buf, sizeof buf, &n, NULL),
+                 SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_request_from_head(&ask.request, head, strlen(head), NULL, 0, NULL, &len), SENDGATE_OK);
+    CHECK_STATUS(sendgate_request_from_head(&ask.request, head, strlen(head), NULL, 9, NULL, &len),
+                 SENDGATE_ERR_INVALID);
+
+    check_case("NULL: rep_from_fd");
+    fresh();
+    CHECK_STATUS(sendgate_rep_from_fd(NULL, file, 0, buf, sizeof buf, &error), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_rep_from_fd(&ask.rep, file, 0, NULL, 0, NULL), SENDGATE_OK);
+    CHECK(ask.rep.etag.ptr == NULL);
+    CHECK_STATUS(sendgate_rep_from_fd(&ask.rep, -1, 0, buf, sizeof buf, NULL), SENDGATE_ERR_IO);
+    CHECK_STATUS(sendgate_rep_from_fd(&ask.rep, file, 0, buf, 5, NULL), SENDGATE_ERR_NO_SPACE);
+
+    check_case("NULL: open");
+    CHECK_STATUS(sendgate_open(AT_FDCWD, NULL, 0, NULL, 0, &fd, NULL, &error), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_open(AT_FDCWD, "answer", 0, NULL, 0, NULL, NULL, &error), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_open(AT_FDCWD, "missing", 0, NULL, 0, &fd, NULL, NULL), SENDGATE_ERR_IO);
+    CHECK_INT(fd, -1);
+    CHECK_STATUS(sendgate_open(AT_FDCWD, "answer", 0, NULL, 0, &fd, NULL, NULL), SENDGATE_OK);
+    close(fd);
+
+    check_case("NULL: decide");
+    fresh();
+    CHECK_STATUS(sendgate_decide(NULL, NULL, 0, &decision), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_decide(&ask.exchange, NULL, 0, NULL), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_decide(&ask.exchange, NULL, 5, &decision), SENDGATE_ERR_INVALID);
+    ask.exchange.request = NULL;
+    CHECK_STATUS(sendgate_decide(&ask.exchange, NULL, 0, &decision), SENDGATE_OK);
+    ask.exchange.rep = NULL;
+    CHECK_STATUS(sendgate_decide(&ask.exchange, NULL, 0, &decision), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_respond(&ask.exchange, &ask.sink, &ask.result), SENDGATE_ERR_INVALID);
+    CHECK_INT(ask.result.connection, SENDGATE_CONN_UNTOUCHED);
+    fresh();
+    ask.exchange.n_headers = 1;
+    CHECK_STATUS(sendgate_decide(&ask.exchange, NULL, 0, &decision), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_head_bytes(&ask.exchange, buf, sizeof buf, &len), SENDGATE_ERR_INVALID);
+
+    check_case("NULL: ranges without room for them");
+    fresh();
+    ask.request.range = text("bytes=0-0,5-5,9-9");
+    sendgate_range ranges[3];
+    memset(ranges, 0xff, sizeof ranges);
+    CHECK_STATUS(sendgate_decide(&ask.exchange, NULL, 0, &decision), SENDGATE_ERR_NO_SPACE);
+    CHECK_INT(decision.n_ranges, 3);
+    CHECK_INT(decision.http_status, 206);
+    CHECK_STATUS(sendgate_decide(&ask.exchange, ranges, 2, &decision), SENDGATE_ERR_NO_SPACE);
+    CHECK_INT(decision.n_ranges, 3);
+    CHECK(ranges[2].offset == UINT64_MAX && ranges[2].length == UINT64_MAX);
+    CHECK_STATUS(sendgate_decide(&ask.exchange, ranges, 3, &decision), SENDGATE_OK);
+    CHECK(ranges[2].offset == 9 && ranges[2].length == 1);
+
+    check_case("NULL: head_bytes");
+    fresh();
+    CHECK_STATUS(sendgate_head_bytes(NULL, buf, sizeof buf, &len), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_head_bytes(&ask.exchange, buf, sizeof buf, NULL), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_head_bytes(&ask.exchange, NULL, 10, &len), SENDGATE_ERR_INVALID);
+    len = 0;
+    CHECK_STATUS(sendgate_head_bytes(&ask.exchange, NULL, 0, &len), SENDGATE_ERR_NO_SPACE);
+    CHECK(len > 50);
+    /* Exactly what was asked for is enough; a byte less is not, and nothing is written behind it. */
+    char *exact = malloc(len);
+    MUST(exact != NULL);
+    size_t again = 0;
+    CHECK_STATUS(sendgate_head_bytes(&ask.exchange, exact, len - 1, &again), SENDGATE_ERR_NO_SPACE);
+    CHECK_INT(again, len);
+    CHECK_STATUS(sendgate_head_bytes(&ask.exchange, exact, len, &again), SENDGATE_OK);
+    CHECK_INT(again, len);
+    CHECK(memcmp(exact + len - 4, "\r\n\r\n", 4) == 0);
+    free(exact);
+
+    check_case("NULL: head_fields");
+    size_t needed = 0;
+    CHECK_STATUS(sendgate_head_fields(NULL, fields, N(fields), scratch, sizeof scratch, &n, &needed),
+                 SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_head_fields(&ask.exchange, fields, N(fields), scratch, sizeof scratch, NULL, &needed),
+                 SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_head_fields(&ask.exchange, NULL, 5, scratch, sizeof scratch, &n, &needed),
+                 SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_head_fields(&ask.exchange, fields, N(fields), NULL, 5, &n, &needed), SENDGATE_ERR_INVALID);
+    n = needed = 0;
+    CHECK_STATUS(sendgate_head_fields(&ask.exchange, NULL, 0, NULL, 0, &n, &needed), SENDGATE_ERR_NO_SPACE);
+    CHECK(n > 3 && n <= N(fields) && needed > 0);
+    sendgate_field *exact_fields = malloc(n * sizeof *exact_fields);
+    exact = malloc(needed);
+    MUST(exact_fields != NULL && exact != NULL);
+    size_t n_again = 0, needed_again = 0;
+    CHECK_STATUS(sendgate_head_fields(&ask.exchange, exact_fields, n - 1, exact, needed, &n_again, &needed_again),
+                 SENDGATE_ERR_NO_SPACE);
+    CHECK_INT(n_again, n);
+    CHECK_STATUS(sendgate_head_fields(&ask.exchange, exact_fields, n, exact, needed - 1, &n_again, &needed_again),
+                 SENDGATE_ERR_NO_SPACE);
+    CHECK_INT(needed_again, needed);
+    CHECK_STATUS(sendgate_head_fields(&ask.exchange, exact_fields, n, exact, needed, &n_again, &needed_again),
+                 SENDGATE_OK);
+    CHECK_INT(n_again, n);
+    free(exact_fields);
+    free(exact);
+
+    check_case("NULL: respond and transfer");
+    fresh();
+    CHECK_STATUS(sendgate_respond(NULL, &ask.sink, &ask.result), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_respond(&ask.exchange, NULL, &ask.result), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(ask.result.status, SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_respond(NULL, NULL, NULL), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_transfer_new(NULL), SENDGATE_ERR_INVALID);
+    sendgate_transfer *transfer = NULL;
+    uint8_t byte;
+    CHECK_STATUS(sendgate_transfer_new(&transfer), SENDGATE_OK);
+    CHECK_STATUS(sendgate_transfer_start(NULL, &ask.exchange, &ask.sink), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_transfer_start(transfer, NULL, &ask.sink), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_transfer_step(NULL, 0, &ask.result), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(ask.result.status, SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_transfer_pull(NULL, &byte, 1, &len, &ask.result), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_transfer_start(transfer, &ask.exchange, NULL), SENDGATE_OK);
+    CHECK_STATUS(sendgate_transfer_pull(transfer, NULL, 1, &len, NULL), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_transfer_pull(transfer, &byte, 1, NULL, NULL), SENDGATE_ERR_INVALID);
+    sendgate_transfer_free(transfer);
+
+    check_case("NULL: response_file_fd and its kin");
+    fresh();
+    int before = open_fds();
+    CHECK_STATUS(sendgate_response_file_fd(NULL, NULL, 200, NULL, 0, dup(file), &ask.result), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_response_file_fd(&ask.sink, NULL, 200, NULL, 1, dup(file), &ask.result),
+                 SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_response_file_fd_range(NULL, NULL, 206, NULL, 0, dup(file), 0, 1, &ask.result),
+                 SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_response_file_fd_range(&ask.sink, NULL, 206, NULL, 1, dup(file), 0, 1, NULL),
+                 SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_response_file_conditional(NULL, NULL, 200, NULL, 0, "answer", NULL, NULL, NULL, NULL, NULL),
+                 SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_response_file_conditional(&ask.sink, NULL, 200, NULL, 1, "answer", NULL, NULL, NULL, NULL,
+                                                    NULL),
+                 SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_response_file_conditional(&ask.sink, NULL, 200, NULL, 0, NULL, NULL, NULL, NULL, NULL,
+                                                    &ask.result),
+                 SENDGATE_ERR_INVALID);
+    CHECK_INT(ask.result.connection, SENDGATE_CONN_UNTOUCHED);
+    CHECK_INT(open_fds(), before);
+    CHECK_INT(peer_take(sockets[1], buf, sizeof buf), 0);
+
+    check_case("NULL: respond_fd");
+    CHECK_STATUS(sendgate_respond_fd(sockets[0], file, NULL, 0, NULL, NULL, 0, NULL, NULL, NULL), SENDGATE_OK);
+    CHECK_STATUS(sendgate_respond_fd(sockets[0], file, "", 0, "", "", 0, NULL, NULL, NULL), SENDGATE_OK);
+    CHECK(sendgate_respond_fd(-1, file, NULL, 0, NULL, NULL, 0, NULL, NULL, NULL) < 0);
+    CHECK(sendgate_respond_fd(sockets[0], -1, NULL, 0, NULL, NULL, 0, NULL, NULL, NULL) < 0);
+
+    check_case("texts of unknown codes");
+    static const sendgate_status unknown[] = {INT32_MIN, -1000, -13, 4, 1000, INT32_MAX};
+    for (size_t i = 0; i < N(unknown); i++) {
+        CHECK(strlen(sendgate_status_name(unknown[i])) > 0);
+        CHECK(strlen(sendgate_status_message(unknown[i])) > 0);
+    }
+}
+
+/* A length without a pointer is as absent as a pointer of NULL says it is, or refused; it is not followed. */
+static void absent_strings(void)
+{
+    check_case("ptr NULL with a length");
+    sendgate_header header;
+    for (int i = 0; i < 12; i++) {
+        fresh();
+        memset(&header, 0, sizeof header);
+        header.field.name = text("X-Test");
+        header.field.value = text("value");
+        sendgate_str *strings[] = {
+            &ask.request.method,       &ask.request.connection,          &ask.request.if_match,
+            &ask.request.if_none_match, &ask.request.if_modified_since,   &ask.request.if_unmodified_since,
+            &ask.request.if_range,     &ask.request.range,               &ask.rep.etag,
+            &ask.rep.content_type,     &header.field.name,               &header.field.value,
+        };
+        ask.exchange.headers = &header;
+        ask.exchange.n_headers = 1;
+        *strings[i] = text_of(NULL, 5);
+        sendgate_status status = sendgate_respond(&ask.exchange, &ask.sink, &ask.result);
+        CHECK(status == SENDGATE_OK || status == SENDGATE_ERR_INVALID || status == SENDGATE_ERR_FIELD);
+    }
+    check_case("memory NULL with a length");
+    fresh();
+    ask.rep.kind = SENDGATE_REP_MEMORY;
+    ask.rep.memory = NULL;
+    CHECK_STATUS(sendgate_respond(&ask.exchange, &ask.sink, &ask.result), SENDGATE_ERR_INVALID);
+    ask.rep.length = 0;
+    CHECK_STATUS(sendgate_respond(&ask.exchange, &ask.sink, &ask.result), SENDGATE_OK);
+}
+
+/* ---- Lengths and numbers that can't be ---- */
+
+static void refused_exchange(sendgate_status want)
+{
+    char byte;
+    sendgate_transfer *transfer = NULL;
+    CHECK_STATUS(sendgate_respond(&ask.exchange, &ask.sink, &ask.result), want);
+    CHECK_STATUS(ask.result.status, want);
+    CHECK_INT(ask.result.connection, SENDGATE_CONN_UNTOUCHED);
+    MUST(sendgate_transfer_new(&transfer) == SENDGATE_OK);
+    CHECK_STATUS(sendgate_transfer_start(transfer, &ask.exchange, &ask.sink), want);
+    sendgate_transfer_free(transfer);
+    CHECK_INT(peer_take(sockets[1], &byte, 1), 0);
+}
+
+static void lengths(void)
+{
+    const size_t too_long = (size_t)PTRDIFF_MAX + 1;
+    char buf[2000];
+    size_t len = 0, n = 0;
+    sendgate_field fields[2];
+    sendgate_header header;
+    sendgate_decision decision;
+    sendgate_range ranges[2];
+    memset(&decision, 0, sizeof decision);
+    decision.size = sizeof decision;
+
+    for (int i = 0; i < 12; i++) {
+        check_case("string %d longer than PTRDIFF_MAX", i);
+        fresh();
+        memset(&header, 0, sizeof header);
+        header.field.name = text("X-Test");
+        header.field.value = text("value");
+        sendgate_str *strings[] = {
+            &ask.request.method,        &ask.request.connection,        &ask.request.if_match,
+            &ask.request.if_none_match, &ask.request.if_modified_since, &ask.request.if_unmodified_since,
+            &ask.request.if_range,      &ask.request.range,             &ask.rep.etag,
+            &ask.rep.content_type,      &header.field.name,             &header.field.value,
+        };
+        ask.exchange.headers = &header;
+        ask.exchange.n_headers = 1;
+        *strings[i] = text_of("x", i % 2 ? too_long : SIZE_MAX);
+        refused_exchange(SENDGATE_ERR_INVALID);
+    }
+
+    static const size_t counts[] = {(size_t)PTRDIFF_MAX + 1, SIZE_MAX, SIZE_MAX / sizeof(sendgate_header) + 1,
+                                    (size_t)PTRDIFF_MAX / sizeof(sendgate_header) + 1};
+    for (size_t i = 0; i < N(counts); i++) {
+        check_case("%zu headers or fields", counts[i]);
+        fresh();
+        ask.exchange.headers = &header;
+        ask.exchange.n_headers = counts[i];
+        refused_exchange(SENDGATE_ERR_INVALID);
+        fields[0].name = text("Range");
+        fields[0].value = text("bytes=0-9");
+        fields[1] = fields[0];
+        if (counts[i] > (size_t)PTRDIFF_MAX / sizeof *fields) {
+            CHECK_STATUS(sendgate_request_from_fields(&ask.request, fields, counts[i], buf, sizeof buf, &n),
+                         SENDGATE_ERR_INVALID);
+            int before = open_fds();
+            CHECK_STATUS(sendgate_response_file_fd(&ask.sink, NULL, 200, fields, counts[i], dup(file), NULL),
+                         SENDGATE_ERR_INVALID);
+            CHECK_INT(open_fds(), before);
+        }
+    }
+
+    check_case("capacities above PTRDIFF_MAX");
+    fresh();
+    CHECK_STATUS(sendgate_request_from_head(&ask.request, "x", too_long, buf, sizeof buf, &n, &len),
+                 SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_request_from_head(&ask.request, "x", 1, buf, too_long, &n, &len), SENDGATE_ERR_INVALID);
+    fields[0].name = text("Range");
+    fields[0].value = text_of("x", too_long);
+    CHECK_STATUS(sendgate_request_from_fields(&ask.request, fields, 1, buf, sizeof buf, &n), SENDGATE_ERR_INVALID);
+    fields[0].value = text("x");
+    CHECK_STATUS(sendgate_request_from_fields(&ask.request, fields, 1, buf, SIZE_MAX, &n), SENDGATE_ERR_INVALID);
+    fresh();
+    CHECK_STATUS(sendgate_head_bytes(&ask.exchange, buf, SIZE_MAX, &len), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_head_fields(&ask.exchange, fields, SIZE_MAX, buf, sizeof buf, &n, &len),
+                 SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_head_fields(&ask.exchange, fields, 2, buf, too_long, &n, &len), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_decide(&ask.exchange, ranges, SIZE_MAX, &decision), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_rep_from_fd(&ask.rep, file, 0, buf, too_long, NULL), SENDGATE_ERR_INVALID);
+    sendgate_transfer *transfer = NULL;
+    uint8_t pulled[1];
+    MUST(sendgate_transfer_new(&transfer) == SENDGATE_OK);
+    CHECK_STATUS(sendgate_transfer_start(transfer, &ask.exchange, NULL), SENDGATE_OK);
+    CHECK_STATUS(sendgate_transfer_pull(transfer, pulled, SIZE_MAX, &len, NULL), SENDGATE_ERR_INVALID);
+    sendgate_transfer_free(transfer);
+}
+
+static void unknown_bits(void)
+{
+    char buf[100];
+    int32_t fd = -1;
+    sendgate_header header;
+#define REFUSED(assignment)                                                                                            \
+    do {                                                                                                               \
+        check_case("%s", #assignment);                                                                                 \
+        fresh();                                                                                                       \
+        memset(&header, 0, sizeof header);                                                                             \
+        header.field.name = text("X-Test");                                                                            \
+        header.field.value = text("value");                                                                            \
+        ask.exchange.headers = &header;                                                                                \
+        ask.exchange.n_headers = 1;                                                                                    \
+        assignment;                                                                                                    \
+        refused_exchange(SENDGATE_ERR_INVALID);                                                                        \
+    } while (0)
+    REFUSED(ask.request.version = 9);
+    REFUSED(ask.request.version = 20);
+    REFUSED(ask.request.flags = 0x2);
+    REFUSED(ask.request.flags = 0x80000000);
+    REFUSED(ask.rep.kind = 2);
+    REFUSED(ask.rep.kind = UINT32_MAX);
+    REFUSED(ask.rep.flags = 0x10);
+    REFUSED(ask.rep.flags |= 0x80000000);
+    REFUSED(ask.rep.mtime_nsec = 1000000000);
+    REFUSED(ask.rep.offset = UINT64_MAX);
+    REFUSED(ask.rep.offset = (uint64_t)INT64_MAX + 1);
+    REFUSED(ask.rep.length = UINT64_MAX);
+    REFUSED(ask.rep.length = (uint64_t)INT64_MAX + 1);
+    REFUSED((ask.rep.offset = INT64_MAX, ask.rep.length = 2));
+    REFUSED(ask.exchange.head = 3);
+    REFUSED(ask.exchange.head_flags = 2);
+    REFUSED(ask.exchange.http_status = 199);
+    REFUSED(ask.exchange.http_status = 1000);
+    REFUSED(ask.exchange.http_status = 1);
+    REFUSED(header.rule = 4);
+    REFUSED(header.rule = SENDGATE_RULE_FROZEN | 4);
+    REFUSED(header.rule = 32);
+    REFUSED(header.rule = UINT32_MAX);
+    REFUSED(header.reserved = 1);
+    REFUSED(ask.sink.flags = 2);
+    REFUSED(ask.sink.flags = 0x80000000);
+#undef REFUSED
+
+    check_case("unknown flags of rep_from_fd and open");
+    CHECK_STATUS(sendgate_rep_from_fd(&ask.rep, file, 4, buf, sizeof buf, NULL), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_open(AT_FDCWD, "answer", 0x20, NULL, 0, &fd, NULL, NULL), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_open(AT_FDCWD, "answer", 0x80000000, NULL, 0, &fd, NULL, NULL), SENDGATE_ERR_INVALID);
+    CHECK_INT(fd, -1);
+    check_case("unknown version in the flat call");
+    CHECK_STATUS(sendgate_respond_fd(sockets[0], file, NULL, 9, NULL, NULL, 0, NULL, NULL, NULL),
+                 SENDGATE_ERR_INVALID);
+}
+
+int main(void)
+{
+    check_begin();
+    file = file_make("answer", 1000);
+    make_pair(UNIX_PAIR, 1, sockets);
+    int before = open_fds();
+    input_sizes();
+    output_sizes();
+    nulls();
+    absent_strings();
+    lengths();
+    unknown_bits();
+    check_case("descriptors");
+    CHECK_INT(open_fds(), before);
+    close(file);
+    close(sockets[0]);
+    close(sockets[1]);
+    return check_end();
+}
