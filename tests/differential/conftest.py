@@ -1,0 +1,7 @@
+"""Makes the modules beside the tests importable, whichever way pytest was started."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
