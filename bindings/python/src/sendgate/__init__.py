@@ -1,0 +1,85 @@
+"""Answer an HTTP request with a file: conditions (RFC 9110 section 13), ranges (section 14), sendfile.
+
+``respond`` answers a request on a socket, ``decide`` only tells what the answer would be, and ``Transfer`` sends step
+by step from an event loop. ``python -m sendgate DIR`` serves a folder.
+
+    import sendgate
+    request = sendgate.Request.from_head(connection.recv(65536))
+    result = sendgate.respond(connection, request, "index.html", content_type="text/html")
+    if result.connection is not sendgate.Connection.REUSABLE:
+        connection.close()
+
+All calls into the library run without the interpreter lock. They need no locks of their own, except that a Transfer
+is used by one thread at a time.
+"""
+
+from ._core import (
+    File,
+    Request,
+    Responder,
+    Transfer,
+    __version__,
+    decide,
+    features,
+    open_beneath,
+    respond,
+    response_file_conditional,
+    response_file_fd,
+    response_file_fd_range,
+    version,
+)
+from ._errors import (
+    ArgumentError,
+    BlockingSocketError,
+    BusyError,
+    FieldError,
+    FileChangedError,
+    InternalError,
+    IOFailedError,
+    NotRegularError,
+    OutOfMemoryError,
+    PeerClosedError,
+    RequestError,
+    ResponseTimeoutError,
+    SendgateError,
+    TruncatedError,
+    UnsupportedError,
+)
+from ._types import Connection, Decision, HeadForm, Result, Rule, Step
+
+__all__ = [
+    "ArgumentError",
+    "BlockingSocketError",
+    "BusyError",
+    "Connection",
+    "Decision",
+    "FieldError",
+    "File",
+    "FileChangedError",
+    "HeadForm",
+    "IOFailedError",
+    "InternalError",
+    "NotRegularError",
+    "OutOfMemoryError",
+    "PeerClosedError",
+    "Request",
+    "RequestError",
+    "Responder",
+    "ResponseTimeoutError",
+    "Result",
+    "Rule",
+    "SendgateError",
+    "Step",
+    "Transfer",
+    "TruncatedError",
+    "UnsupportedError",
+    "__version__",
+    "decide",
+    "features",
+    "open_beneath",
+    "respond",
+    "response_file_conditional",
+    "response_file_fd",
+    "response_file_fd_range",
+    "version",
+]

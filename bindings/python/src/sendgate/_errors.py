@@ -1,0 +1,100 @@
+"""One exception for each thing that a caller would handle differently. ``_core`` makes them from status codes."""
+
+from __future__ import annotations
+
+from ._types import Connection, Result
+
+
+class SendgateError(Exception):
+    """Base of all errors that the library reports.
+
+    ``status`` is the library's code (negative) and ``name`` its name in sendgate.h. ``errno`` is that of the
+    system call that failed, or 0 (None for those that aren't an OSError). ``result`` is what happened up to
+    then, or None if nothing was going to be sent. ``connection`` tells what may be done with the
+    connection: if it is UNTOUCHED, no byte was written and another answer may be sent.
+    """
+
+    status: int
+    name: str
+    errno: int | None
+    result: Result | None
+
+    def __init__(
+        self, message: str, *, status: int = 0, name: str = "", errno: int = 0, result: Result | None = None
+    ) -> None:
+        if isinstance(self, OSError):
+            # With two arguments an OSError sets errno and strerror.
+            super().__init__(errno, message)
+        else:
+            super().__init__(message)
+            self.errno = errno
+        self.status = status
+        self.name = name
+        self.result = result
+
+    @property
+    def connection(self) -> Connection:
+        """What became of the connection."""
+        return Connection.UNTOUCHED if self.result is None else self.result.connection
+
+
+class ArgumentError(SendgateError, ValueError):
+    """An argument is out of range: a programming error. Nothing was sent."""
+
+
+class FieldError(SendgateError, ValueError):
+    """A field of the response was refused, and nothing was sent.
+
+    CR, LF or NUL in it (response splitting), a name that is no token (RFC 9110 5.1), a malformed ETag, a second
+    line of a field that may occur once, or a field that is the library's own: see Rule.
+    """
+
+
+class RequestError(SendgateError, ValueError):
+    """Not a request head of HTTP/1, or one whose end is ambiguous: answer 400 and close (RFC 9112 2, 3, 6.3)."""
+
+
+class NotRegularError(SendgateError):
+    """The file is a directory (``errno`` is then EISDIR if it was opened by path), a FIFO, device or socket, or one
+    of the kernel's own making whose length isn't known. Nothing was sent: answer 404 or 403.
+    """
+
+
+class FileChangedError(SendgateError):
+    """The file was changed while it was sent, and ``check`` was asked for: close the connection."""
+
+
+class TruncatedError(FileChangedError):
+    """The file became shorter than the length announced: close the connection, so that the client notices."""
+
+
+class IOFailedError(SendgateError, OSError):
+    """A system call failed: ``errno`` tells. ``connection`` tells whether something was sent."""
+
+
+class PeerClosedError(SendgateError, ConnectionError):
+    """The peer is gone (``errno`` EPIPE or ECONNRESET): close the connection. Usually not worth a log line."""
+
+
+class ResponseTimeoutError(SendgateError, TimeoutError):
+    """No progress within ``timeout``, or not complete within ``total_timeout``: close the connection."""
+
+
+class BlockingSocketError(SendgateError, ValueError):
+    """A transfer needs a non-blocking socket (``setblocking(False)``): a programming error. Nothing was sent."""
+
+
+class BusyError(SendgateError, RuntimeError):
+    """The transfer is in use by another thread, or by the call that this one was made from."""
+
+
+class UnsupportedError(SendgateError, NotImplementedError):
+    """Not in this build of the library, or not on this system."""
+
+
+class OutOfMemoryError(SendgateError, MemoryError):
+    """Out of memory."""
+
+
+class InternalError(SendgateError, RuntimeError):
+    """A bug in the library, contained, or a library that doesn't fit this package."""

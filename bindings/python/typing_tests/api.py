@@ -1,0 +1,84 @@
+"""What the types promise: checked by mypy, never run."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import mmap
+import pathlib
+import socket
+import ssl
+from typing import Any
+
+import sendgate
+
+
+def requests(environ: dict[str, Any], message: http.client.HTTPMessage) -> None:
+    """A request from everything that has header fields."""
+    a: sendgate.Request = sendgate.Request()
+    a = sendgate.Request("GET", 11, [("Range", "bytes=0-9"), (b"Range", b"bytes=0-9")])
+    a = sendgate.Request(b"HEAD", "HTTP/1.0", {"Range": "bytes=0-9"}, has_body=False)
+    a = sendgate.Request("GET", 11, message.items())
+    a = sendgate.Request.from_environ(environ)
+    b: sendgate.Request | None = sendgate.Request.from_head(b"")
+    c: str | None = a.field("If-Match")
+    d: int = a.head_length
+    print(b, c, d)
+
+
+def files(sock: socket.socket, tls: ssl.SSLSocket, mapped: mmap.mmap, path: pathlib.Path, binary: io.BytesIO) -> None:
+    """Everything that can be sent, and everything that it can be sent on."""
+    for file in (0, "a", path, binary, b"", bytearray(), memoryview(b""), mapped, open("a", "rb")):
+        sendgate.respond(sock, None, file)
+    result: sendgate.Result = sendgate.respond(tls, None, "a", headers=[("A", "b"), (b"C", "d", sendgate.Rule.APPEND)])
+    connection: sendgate.Connection = result.connection
+    with sendgate.open_beneath(0, "a") as opened:
+        sendgate.respond(7, sendgate.Request(), opened, headers={"A": "b"}, etag='"x"', last_modified=0, timeout=1.5)
+    sendgate.respond(sock, None, None)  # type: ignore[arg-type]
+    sendgate.respond(sock, b"GET / HTTP/1.1\r\n\r\n", "a")  # type: ignore[arg-type]
+    sendgate.respond(sock, None, "a", True)  # type: ignore[misc]
+    print(connection)
+
+
+def decisions() -> None:
+    """A decision's members."""
+    decision = sendgate.decide(None, b"", head=sendgate.HeadForm.CGI, now=1, seed=2)
+    a: tuple[tuple[int, int], ...] = decision.ranges
+    b: tuple[tuple[str, str], ...] = decision.fields
+    c: bytes = decision.head
+    d: bool = decision.keep_alive
+    print(a, b, c, d)
+
+
+def transfers(sock: socket.socket) -> int:
+    """A transfer, with a socket and without."""
+    with sendgate.Transfer() as transfer:
+        transfer.start(sock, None, "a", offset=1, length=2, check=True)
+        step: sendgate.Step = transfer.step(budget=65536)
+        transfer.start(None, None, "a")
+        count: int = transfer.pull(bytearray(4096))
+        transfer.pull(b"")  # type: ignore[arg-type]
+        return count + step + transfer.result.body_sent
+
+
+def simple(sock: socket.socket) -> None:
+    """The three calls, as functions and with the proposal's signatures."""
+    sendgate.response_file_fd(200, [("A", "b")], 3, sock=sock)
+    sendgate.response_file_fd_range(206, [], 3, 0, 10, sock=sock, request=sendgate.Request())
+    sendgate.response_file_conditional(200, [], "a", if_none_match='"x"', range="bytes=0-", sock=sock)
+    sendgate.response_file_fd(200, [], 3)  # type: ignore[call-arg]
+    protocol = sendgate.Responder(sock)
+    protocol.response_file_fd(200, [("A", "b")], 3)
+    protocol.response_file_fd_range(200, [], 3, 0, 10)
+    protocol.response_file_conditional(200, [], "a", if_none_match=None, range_header=None)
+
+
+def errors() -> None:
+    """What an error tells."""
+    try:
+        sendgate.respond(0, None, "a")
+    except sendgate.PeerClosedError as error:
+        a: sendgate.Connection = error.connection
+        b: sendgate.Result | None = error.result
+        c: int = error.status
+        print(a, b, c, error.errno)
