@@ -24,8 +24,15 @@ OUT = ROOT / "target" / "bench"
 CONGESTION = "cubic"
 CFLAGS = ["-std=c99", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
 KIB = 1024
-FILES = {"304.bin": KIB, "1k.bin": KIB, "16k.bin": 16 * KIB, "64k.bin": 64 * KIB, "1m.bin": KIB * KIB,
-         "r1k.bin": KIB * KIB, "r100k.bin": KIB * KIB}
+FILES = {
+    "304.bin": KIB,
+    "1k.bin": KIB,
+    "16k.bin": 16 * KIB,
+    "64k.bin": 64 * KIB,
+    "1m.bin": KIB * KIB,
+    "r1k.bin": KIB * KIB,
+    "r100k.bin": KIB * KIB,
+}
 
 
 class Unavailable(Exception):
@@ -93,8 +100,13 @@ def build(source: str) -> Path:
 
 def start(name: str, command: list[str], cpu: int, env: dict[str, str] | None = None) -> Server:
     """Start a server that prints "listening on ADDRESS:PORT" first."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **(env or {})},
-                               preexec_fn=lambda: os.sched_setaffinity(0, {cpu}))
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(env or {})},
+        preexec_fn=lambda: os.sched_setaffinity(0, {cpu}),
+    )
     line = process.stdout.readline()
     if not line.startswith("listening on "):
         process.kill()
@@ -103,10 +115,12 @@ def start(name: str, command: list[str], cpu: int, env: dict[str, str] | None = 
 
 
 def start_floor(data: Path, work: Path, cpu: int) -> Server:
+    """floor.c."""
     return start("floor", [str(build("floor")), "0", str(data)], cpu)
 
 
 def start_sendgate(data: Path, work: Path, cpu: int) -> Server:
+    """The C example server on libsendgate, which `make examples` builds."""
     exe = ROOT / "target" / "examples" / "fileserver"
     if not exe.exists():
         raise Unavailable(f"{exe.relative_to(ROOT)} is not built: run `make examples`")
@@ -114,15 +128,21 @@ def start_sendgate(data: Path, work: Path, cpu: int) -> Server:
 
 
 def start_go(data: Path, work: Path, cpu: int) -> Server:
+    """Go's http.FileServer on one processor."""
     if shutil.which("go") is None:
         raise Unavailable("go is not installed (Debian: golang-go)")
     exe = OUT / "gofileserver"
-    subprocess.run(["go", "build", "-o", str(exe), "."], cwd=ROOT / "bench" / "gofileserver", check=True,
-                   env={**os.environ, "GOFLAGS": "-mod=mod", "GOPROXY": "off", "GOTOOLCHAIN": "local"})
+    subprocess.run(
+        ["go", "build", "-o", str(exe), "."],
+        cwd=ROOT / "bench" / "gofileserver",
+        check=True,
+        env={**os.environ, "GOFLAGS": "-mod=mod", "GOPROXY": "off", "GOTOOLCHAIN": "local"},
+    )
     return start("Go FileServer", [str(exe), "0", str(data)], cpu, {"GOMAXPROCS": "1"})
 
 
 def start_nginx(data: Path, work: Path, cpu: int, cache: bool = False) -> Server:
+    """Nginx with one worker, whose CPU time counts together with its master's."""
     exe = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
     if exe is None:
         raise Unavailable("nginx is not installed (Debian: nginx-light)")
@@ -153,8 +173,10 @@ def start_nginx(data: Path, work: Path, cpu: int, cache: bool = False) -> Server
             server {{ listen 127.0.0.1:{port}; root {data}; }}
         }}
     """)
-    process = subprocess.Popen([exe, "-p", str(home), "-c", str(home / "nginx.conf"), "-e", str(home / "error.log")],
-                               preexec_fn=lambda: os.sched_setaffinity(0, {cpu}))
+    process = subprocess.Popen(
+        [exe, "-p", str(home), "-c", str(home / "nginx.conf"), "-e", str(home / "error.log")],
+        preexec_fn=lambda: os.sched_setaffinity(0, {cpu}),
+    )
     deadline = time.monotonic() + 10
     while True:
         workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -171,11 +193,17 @@ def start_nginx(data: Path, work: Path, cpu: int, cache: bool = False) -> Server
 
 
 def start_nginx_cache(data: Path, work: Path, cpu: int) -> Server:
+    """Nginx with open_file_cache."""
     return start_nginx(data, work, cpu, cache=True)
 
 
-SERVERS = {"floor": start_floor, "sendgate": start_sendgate, "nginx-cache": start_nginx_cache, "nginx": start_nginx,
-           "go": start_go}
+SERVERS = {
+    "floor": start_floor,
+    "sendgate": start_sendgate,
+    "nginx-cache": start_nginx_cache,
+    "nginx": start_nginx,
+    "go": start_go,
+}
 
 
 def enter_network() -> None:
@@ -198,8 +226,9 @@ def enter_network() -> None:
     if ip is None:
         raise SystemExit("ip is not installed (Debian: iproute2): needed to choose the congestion control")
     subprocess.run([ip, "link", "set", "lo", "up"], check=True)
-    subprocess.run([ip, "route", "replace", "local", "127.0.0.1", "dev", "lo", "table", "local", "congctl", CONGESTION],
-                   check=True)
+    subprocess.run(
+        [ip, "route", "replace", "local", "127.0.0.1", "dev", "lo", "table", "local", "congctl", CONGESTION], check=True
+    )
 
 
 def check_congestion(server: Server) -> None:
@@ -259,7 +288,7 @@ def check_answer(server: Server, case: Case, data: Path) -> str:
             etag = ""  # it makes no entity tags: the caller asks with If-Modified-Since
     head, body = ask(request_for(server, case, etag, data))
     first = int(case.range.split("-")[0]) if case.range else 0
-    want = (data / case.path[1:]).read_bytes()[first:first + case.body]
+    want = (data / case.path[1:]).read_bytes()[first : first + case.body]
     if not head.startswith(f"HTTP/1.1 {case.status} ") or body != want:
         raise SystemExit(f"{server.name}, {case.name}: wrong answer ({len(body)} bytes of body):\n{head}")
     return etag
@@ -274,13 +303,27 @@ def request_for(server: Server, case: Case, etag: str, data: Path) -> bytes:
     return request
 
 
-def measure(server: Server, case: Case, request: bytes, cpu: int, connections: int, scale: float) -> tuple[float, float]:
+def measure(
+    server: Server, case: Case, request: bytes, cpu: int, connections: int, scale: float
+) -> tuple[float, float]:
     """(CPU ns per request, requests per second) of one run."""
     requests = max(int(case.requests * scale), connections * 4)
     load = subprocess.Popen(
-        [str(OUT / "load"), str(server.port), str(connections), str(requests // 5), str(requests), str(case.status),
-         str(case.length), str(case.body), CONGESTION],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=lambda: os.sched_setaffinity(0, {cpu}))
+        [
+            str(OUT / "load"),
+            str(server.port),
+            str(connections),
+            str(requests // 5),
+            str(requests),
+            str(case.status),
+            str(case.length),
+            str(case.body),
+            CONGESTION,
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: os.sched_setaffinity(0, {cpu}),
+    )
     load.stdin.write(request)
     load.stdin.flush()
     if load.stdout.readline() != b"ready\n":
@@ -297,6 +340,7 @@ def measure(server: Server, case: Case, request: bytes, cpu: int, connections: i
 
 
 def make_files(data: Path) -> None:
+    """Make the files that are served: random bytes, and a modification time long ago."""
     data.mkdir()
     block = os.urandom(64 * KIB)
     for name, size in FILES.items():
@@ -306,8 +350,12 @@ def make_files(data: Path) -> None:
 
 def table(cases: list[Case], servers: list[Server], runs: dict, what: int, title: str, base: str) -> str:
     """A Markdown table of the median over the rounds of each round's ratio to the base server."""
-    lines = [f"{title}", "", "| case | " + " | ".join(s.name for s in servers) + " |",
-             "| --- |" + " ---: |" * len(servers)]
+    lines = [
+        f"{title}",
+        "",
+        "| case | " + " | ".join(s.name for s in servers) + " |",
+        "| --- |" + " ---: |" * len(servers),
+    ]
     for case in cases:
         cells = []
         for server in servers:
@@ -322,12 +370,13 @@ def table(cases: list[Case], servers: list[Server], runs: dict, what: int, title
 
 
 def main() -> None:
+    """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="3 rounds of a quarter of the requests")
     parser.add_argument("--rounds", type=int, help="measurements per case and server (default 7)")
     parser.add_argument("--connections", type=int, default=8, help="keep-alive connections (default 8)")
     parser.add_argument("--cases", help="comma-separated beginnings of case names, such as 304,206")
-    parser.add_argument("--servers", help=f"comma-separated, of {','.join(SERVERS)}; the first is the base of the ratios")
+    parser.add_argument("--servers", help=f"comma-separated, of {','.join(SERVERS)}; the first is the base")
     args = parser.parse_args()
     rounds = args.rounds or (3 if args.quick else 7)
     scale = 0.25 if args.quick else 1.0
@@ -366,7 +415,9 @@ def main() -> None:
                 print(f"round {n + 1} of {rounds}", file=sys.stderr)
                 for case in cases:
                     for server in servers:
-                        result = measure(server, case, requests[server.name, case.name], cpus[1], args.connections, scale)
+                        result = measure(
+                            server, case, requests[server.name, case.name], cpus[1], args.connections, scale
+                        )
                         runs[case.name].setdefault(server.name, []).append(result)
         finally:
             for server in servers:
@@ -378,8 +429,13 @@ def main() -> None:
     print(table(cases, servers, runs, 0, f"CPU time per request, ratio to {base} (median)", base))
     print()
     print(table(cases, servers, runs, 1, f"Requests per second, ratio to {base} (median)", base))
-    record = {"rounds": rounds, "connections": args.connections, "congestion": CONGESTION, "kernel": os.uname().release,
-              "cpu_ns_and_rate": runs}
+    record = {
+        "rounds": rounds,
+        "connections": args.connections,
+        "congestion": CONGESTION,
+        "kernel": os.uname().release,
+        "cpu_ns_and_rate": runs,
+    }
     (OUT / "result.json").write_text(json.dumps(record, indent=1) + "\n")
     print(f"\nEvery single measurement: {(OUT / 'result.json').relative_to(ROOT)}")
 

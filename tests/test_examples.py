@@ -1,0 +1,674 @@
+"""The C examples over real sockets: `examples/fileserver.c` in depth, `examples/hello.c` in brief.
+
+They are built here with `make -f examples/examples.mk examples`, so the library that is tested is the current one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import rows
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = ROOT / "target" / "examples"
+MIB = 1 << 20
+OLD = 784111777  # Sun, 06 Nov 1994 08:49:37 GMT: old enough for strong entity tags
+BIG = 20 * MIB
+
+
+class Server:
+    """A running example. `prefix` is a command to run it under (strace, valgrind)."""
+
+    def __init__(
+        self, program: str, directory: Path, prefix: tuple[str, ...] = (), max_files: int | None = None
+    ) -> None:
+        def limit() -> None:
+            if max_files is not None:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))
+
+        self.process = subprocess.Popen(
+            [*prefix, str(PROGRAMS / program), "0", str(directory)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=limit,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().decode()
+        match = re.fullmatch(r"listening on 127\.0\.0\.1:(\d+)\n", line)
+        if not match:
+            self.process.kill()
+            raise AssertionError(f"{program} said {line!r}; {self.process.communicate()[1].decode()}")
+        self.address = ("127.0.0.1", int(match[1]))
+
+    def stop(self, number: int = signal.SIGTERM) -> str:
+        """End it as Ctrl-C does: its exit status must be 0. Returns what it wrote to standard error."""
+        pid = self.process.pid
+        if self.process.args[0] == "strace":  # type: ignore[index]
+            pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+        os.kill(pid, number)
+        error = self.process.communicate(timeout=30)[1].decode()
+        assert self.process.returncode == 0, (self.process.returncode, error)
+        return error
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+    def get(self, target: str, *fields: str, method: str = "GET", version: str = "1.1") -> rows.Response:
+        """One request on a connection of its own; everything about the answer's framing is checked."""
+        lines = [f"{method} {target} HTTP/{version}", "Host: localhost", *fields]
+        probe = rows.probe("/small.txt")
+        return rows.fetch(self.address, ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"), probe=probe)
+
+
+class Connection:
+    """A client that keeps its connection and reads one answer after the other."""
+
+    def __init__(self, address: tuple[str, int], receive_buffer: int | None = None) -> None:
+        self.socket = socket.socket()
+        if receive_buffer is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(20)
+        self.socket.connect(address)
+        self.pending = b""
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, *lines: str) -> None:
+        """Send lines and the empty line that ends a head."""
+        self.socket.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+
+    def get(self, target: str, *fields: str, method: str = "GET") -> rows.Response:
+        """One request and its answer."""
+        self.send(f"{method} {target} HTTP/1.1", "Host: localhost", *fields)
+        return self.answer(method)
+
+    def more(self) -> None:
+        """Receive once; EOFError at the end of the stream."""
+        data = self.socket.recv(1 << 18)
+        if not data:
+            raise EOFError(f"closed; {len(self.pending)} bytes are left")
+        self.pending += data
+
+    def head(self) -> rows.Response:
+        """The next answer's head."""
+        while b"\r\n\r\n" not in self.pending:
+            self.more()
+        head, mark, self.pending = self.pending.partition(b"\r\n\r\n")
+        return rows.parse_response(head + mark, body_follows=False)
+
+    def answer(self, method: str = "GET") -> rows.Response:
+        """The next answer; what has come behind it stays in `pending`."""
+        response = self.head()
+        length = 0 if method == "HEAD" or response.status == 304 else int(response.get("Content-Length") or "0")
+        chunks, got = [self.pending], len(self.pending)
+        while got < length:
+            data = self.socket.recv(1 << 18)
+            if not data:
+                raise EOFError(f"closed after {got} of {length} bytes")
+            chunks.append(data)
+            got += len(data)
+        data = b"".join(chunks)
+        response.body, self.pending = data[:length], data[length:]
+        return response
+
+    def reset(self) -> None:
+        """Close with a reset instead of an orderly end."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+
+def make(path: Path, data: bytes, mtime: int = OLD) -> Path:
+    """Write a file with that modification time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    os.utime(path, (mtime, mtime))
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs() -> None:
+    """The examples, built from the sources as they are now."""
+    subprocess.run(["make", "-s", "-f", "examples/examples.mk", "examples"], cwd=ROOT, check=True)
+
+
+@pytest.fixture(scope="session")
+def big() -> bytes:
+    """Content for a file that no socket buffer can hold."""
+    return os.urandom(BIG)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A directory to serve, with something outside it that must stay unseen."""
+    make(tmp_path / "secret.txt", b"secret")
+    site = tmp_path / "site"
+    make(site / "small.txt", rows.content(0, 1000))
+    make(site / "medium.bin", rows.content(0, 100_000))
+    make(site / "empty.html", b"")
+    make(site / "with space+%.TXT", b"odd name")
+    make(site / "sub" / "index.html", b"<p>index")
+    (site / "bare").mkdir()
+    return site
+
+
+@pytest.fixture
+def server(site: Path) -> Iterator[Server]:
+    """A file server on `site`, which must also end properly."""
+    with Server("fileserver", site) as server:
+        yield server
+        server.stop()
+
+
+# ---- HTTP ----
+
+
+def test_rows(tmp_path: Path) -> None:
+    """Every rule that can be seen over a socket holds here too."""
+    wrong = []
+    tested = 0
+    with Server("fileserver", tmp_path) as server:
+        for row in rows.load():
+            # Methods other than GET and HEAD are this server's own business: see test_other_methods.
+            if row.values_only or row.method not in ("GET", "HEAD"):
+                continue
+            path = rows.make_file(tmp_path, row)
+            tag = rows.file_tag(path)
+            target = "/" + path.name
+            request = rows.build_request(row, target, "localhost", tag)
+            try:
+                rows.check(row, rows.fetch(server.address, request, probe=rows.probe(target)), etag=tag)
+            except (rows.Mismatch, rows.ProtocolError) as error:
+                wrong.append(f"{row.name}: {error}")
+            tested += 1
+            path.unlink()
+        server.stop()
+    assert tested > 0
+    assert not wrong, "\n".join(wrong)
+
+
+def test_whole_files(server: Server, site: Path) -> None:
+    """200 with the right bytes, type and length, on one connection."""
+    with Connection(server.address) as client:
+        for name, kind in (
+            ("small.txt", "text/plain"),
+            ("medium.bin", "application/octet-stream"),
+            ("empty.html", "text/html"),
+        ):
+            for _ in range(3):
+                response = client.get("/" + name)
+                assert (response.status, response.body) == (200, (site / name).read_bytes())
+                assert response.get("Content-Type") == kind
+                assert response.get("ETag") == rows.file_tag(site / name)
+
+
+def test_targets(server: Server) -> None:
+    """Percent-encoding is decoded, the query ignored, the absolute form understood."""
+    for target in (
+        "/small.txt?a=/b",
+        "/%73mall%2etxt",
+        "//small.txt",
+        "http://localhost/small.txt",
+        "/sub/../small.txt",
+    ):
+        assert server.get(target).body == rows.content(0, 1000), target
+    assert server.get("/with%20space+%25.TXT").body == b"odd name"
+    assert server.get("/with%20space+%25.TXT").get("Content-Type") == "text/plain"
+    for target in ("/%", "/%4", "/%zz", "/a%00b", "*", "small.txt"):
+        assert server.get(target).status == 400, target
+    for target in ("/none", "/small.txt/", "/small.txt/x", "/" + "a" * 300, "/" + "a/" * 2500):
+        assert server.get(target).status == 404, target
+
+
+def test_directories(server: Server) -> None:
+    """A directory is its index.html or nothing; without "/" at its end the client is sent there."""
+    assert server.get("/sub/").body == b"<p>index"
+    assert server.get("/bare/").status == 404
+    assert server.get("/").status == 404
+    for target, location in (
+        ("/sub", "./sub/"),
+        ("/sub?x=/1", "./sub/?x=/1"),
+        ("/sub/../%73ub", "./%73ub/"),
+        ("//sub", "./sub/"),
+    ):
+        response = server.get(target)
+        assert (response.status, response.get("Location")) == (301, location)
+
+
+def test_outside_is_unseen(server: Server, site: Path) -> None:
+    """Neither dots nor symbolic links lead out of the directory, and nothing but files is served."""
+    (site / "link-out").symlink_to("../secret.txt")
+    (site / "link-absolute").symlink_to(site / "small.txt")
+    (site / "link-dir").symlink_to("..")
+    (site / "link-in").symlink_to("sub/index.html")
+    os.mkfifo(site / "fifo")
+    for target in (
+        "/../secret.txt",
+        "/%2e%2e/secret.txt",
+        "/..%2fsecret.txt",
+        "/sub/../../secret.txt",
+        "//etc/passwd",
+        "/%2fetc/passwd",
+        "/link-out",
+        "/link-absolute",
+        "/link-dir/secret.txt",
+        "/fifo",
+    ):
+        begin = time.monotonic()
+        response = server.get(target)
+        assert response.status == 404, target
+        assert b"secret" not in (response.body or b"")
+        assert time.monotonic() - begin < 5
+    assert server.get("/link-in").body == b"<p>index"
+
+
+def test_no_permission(server: Server, site: Path) -> None:
+    """A file that may not be read is 403."""
+    if os.geteuid() == 0:
+        pytest.skip("root may read every file")
+    make(site / "closed.txt", b"x").chmod(0)
+    assert server.get("/closed.txt").status == 403
+
+
+def test_other_methods(server: Server) -> None:
+    """405 with Allow; an announced body closes the connection, and the answer still arrives."""
+    response = server.get("/small.txt", method="DELETE")
+    assert (response.status, response.get("Allow"), response.keep_alive) == (405, "GET, HEAD", True)
+    with Connection(server.address) as client:
+        client.send("POST /small.txt HTTP/1.1", "Host: localhost", "Content-Length: 300000")
+        client.socket.sendall(b"x" * 300_000)
+        response = client.answer()
+        assert (response.status, response.keep_alive) == (405, False)
+        assert client.socket.recv(1) == b""  # an orderly end: a reset would raise
+
+
+def test_body_is_not_the_next_request(server: Server) -> None:
+    """Content behind a GET is never read as a request."""
+    with Connection(server.address) as client:
+        smuggled = "GET /medium.bin HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        client.send("GET /small.txt HTTP/1.1", "Host: localhost", f"Content-Length: {len(smuggled)}")
+        client.socket.sendall(smuggled.encode())
+        response = client.answer()
+        assert (response.status, response.body, response.keep_alive) == (200, rows.content(0, 1000), False)
+        with pytest.raises(EOFError):
+            client.more()
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET /small.txt HTTP/1.1\r\nHost : localhost\r\n\r\n", 400),
+        (b"GET /small.txt HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"GET /small.txt HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 20000 + b"\r\n\r\n", 431),
+        (b"GET /small.txt HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 3000 + b"\r\n", 431),
+    ],
+)
+def test_bad_requests(server: Server, request_bytes: bytes, status: int) -> None:
+    """400 or 431, then a close; the answer is not lost although part of the request was not read."""
+    with Connection(server.address) as client:
+        client.socket.sendall(request_bytes)
+        response = client.answer()
+        assert (response.status, response.keep_alive) == (status, False)
+        assert client.socket.recv(1) == b""
+    assert server.get("/small.txt").status == 200
+
+
+def test_http10(server: Server) -> None:
+    """HTTP/1.0 closes unless asked not to."""
+    assert not server.get("/small.txt", version="1.0").keep_alive
+    assert server.get("/small.txt", "Connection: keep-alive", version="1.0").keep_alive
+
+
+# ---- The connection ----
+
+
+def test_pipelining(server: Server) -> None:
+    """GET, HEAD, GET in one segment: three answers in order, whatever their size."""
+    lines = "\r\nHost: localhost\r\n\r\n"
+    for first in ("small.txt", "medium.bin"):
+        with Connection(server.address) as client:
+            requests = f"GET /{first} HTTP/1.1{lines}HEAD /medium.bin HTTP/1.1{lines}GET /sub/ HTTP/1.1{lines}"
+            client.socket.sendall(requests.encode())
+            assert client.answer().body == rows.content(0, 1000 if first == "small.txt" else 100_000)
+            assert client.answer("HEAD").get("Content-Length") == "100000"
+            assert client.answer().body == b"<p>index"
+
+
+def test_many_pipelined(server: Server) -> None:
+    """More requests than the buffer holds, all sent before the first answer is read; then half-closed."""
+    with Connection(server.address) as client:
+        count = 2000
+        request = b"GET /small.txt HTTP/1.1\r\nHost: localhost\r\nRange: bytes=0-9\r\n\r\n"
+
+        def send_all() -> None:
+            client.socket.sendall(request * count)
+            client.socket.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send_all)
+        sender.start()
+        for _ in range(count):
+            response = client.answer()
+            assert (response.status, response.body) == (206, rows.content(0, 10))
+        sender.join()
+        assert client.socket.recv(1) == b""
+
+
+def test_head_byte_by_byte(server: Server) -> None:
+    """A head that comes in single bytes is answered once, at its end."""
+    with Connection(server.address) as client:
+        client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(2):
+            for byte in b"GET /small.txt HTTP/1.1\r\nHost: localhost\r\nRange: bytes=5-6\r\n\r\n":
+                assert not client.pending
+                client.socket.sendall(bytes([byte]))
+            response = client.answer()
+            assert (response.status, response.body) == (206, rows.content(5, 2))
+
+
+def test_half_close(server: Server) -> None:
+    """A client that shuts its side after the request gets its whole answer."""
+    with Connection(server.address) as client:
+        client.send("GET /medium.bin HTTP/1.1", "Host: localhost")
+        client.socket.shutdown(socket.SHUT_WR)
+        assert client.answer().body == rows.content(0, 100_000)
+        assert client.socket.recv(1) == b""
+
+
+def test_slow_reader_holds_nobody_up(server: Server, site: Path, big: bytes) -> None:
+    """While one client does not read its 20 MiB, the others are answered; then it gets every byte."""
+    make(site / "big.bin", big)
+    with Connection(server.address, receive_buffer=4096) as slow:
+        slow.send("GET /big.bin HTTP/1.1", "Host: localhost")
+        slow.more()
+        for _ in range(50):
+            assert server.get("/small.txt").body == rows.content(0, 1000)
+        # A second request while the first answer is stuck waits for its turn.
+        slow.send("GET /small.txt HTTP/1.1", "Host: localhost")
+        assert server.get("/medium.bin").status == 200
+        assert slow.answer().body == big
+        assert slow.answer().body == rows.content(0, 1000)
+
+
+def test_reset_in_the_middle(server: Server, site: Path, big: bytes) -> None:
+    """Clients that vanish cost nothing: no signal, no stuck server, no descriptor kept."""
+    make(site / "big.bin", big)
+    descriptors = Path(f"/proc/{server.process.pid}/fd")
+    assert server.get("/big.bin", method="HEAD").status == 200
+    for _ in range(20):
+        client = Connection(server.address, receive_buffer=4096)
+        client.send("GET /big.bin HTTP/1.1", "Host: localhost")
+        client.more()
+        client.reset()
+    assert server.get("/small.txt").status == 200
+    deadline = time.monotonic() + 10
+    # Standard streams, directory, epoll, signals, listener, and the three files or less that are kept open.
+    while len(list(descriptors.iterdir())) > 10:
+        assert time.monotonic() < deadline, [os.readlink(fd) for fd in descriptors.iterdir()]
+        server.get("/small.txt")
+
+
+def test_truncated_file(server: Server, site: Path, big: bytes) -> None:
+    """A file that shrinks while it is sent ends the connection short of the announced length."""
+    path = make(site / "big.bin", big)
+    with Connection(server.address, receive_buffer=4096) as client:
+        client.send("GET /big.bin HTTP/1.1", "Host: localhost")
+        assert client.head().get("Content-Length") == str(BIG)
+        os.truncate(path, MIB)
+        with pytest.raises(EOFError):
+            while True:
+                client.more()
+        assert len(client.pending) < BIG
+    assert server.get("/small.txt").status == 200
+
+
+def test_resumed_download(server: Server, site: Path, big: bytes) -> None:
+    """Cut off, then continued with Range and If-Range: together every byte once."""
+    make(site / "big.bin", big)
+    with Connection(server.address) as client:
+        client.send("GET /big.bin HTTP/1.1", "Host: localhost")
+        tag = client.head().get("ETag")
+        while len(client.pending) < 3 * MIB:
+            client.more()
+        have = client.pending
+        client.reset()
+    response = server.get("/big.bin", f"Range: bytes={len(have)}-", f"If-Range: {tag}")
+    assert response.status == 206
+    assert have + (response.body or b"") == big
+    os.utime(site / "big.bin")
+    assert server.get("/big.bin", f"Range: bytes={len(have)}-", f"If-Range: {tag}").status == 200
+
+
+def test_parallel(server: Server, site: Path, big: bytes) -> None:
+    """20 clients at once, each with its own mix."""
+    make(site / "big.bin", big)
+    wrong: list[str] = []
+
+    def client(number: int) -> None:
+        try:
+            with Connection(server.address) as connection:
+                for turn in range(5):
+                    first = (number * 5 + turn) * 100_000
+                    part = connection.get("/big.bin", f"Range: bytes={first}-{first + 1500_000 - 1}")
+                    if part.body != big[first : first + 1500_000]:
+                        wrong.append(f"client {number}: wrong range at {first}")
+                    if connection.get("/small.txt").body != rows.content(0, 1000):
+                        wrong.append(f"client {number}: wrong small file")
+        except Exception as error:
+            wrong.append(f"client {number}: {error!r}")
+
+    threads = [threading.Thread(target=client, args=(n,)) for n in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+# ---- Files that change ----
+
+
+def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Ask again and again until it is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+def test_replaced_file_is_noticed(server: Server, site: Path) -> None:
+    """Renamed over: old or new while in doubt, each whole; the new one after about a second. Removed: 404."""
+    before, after = b"a" * 1000, b"b" * 2000
+    make(site / "page.html", before)
+    assert server.get("/page.html").body == before
+    make(site / "page.new", after, OLD + 1).rename(site / "page.html")
+    begin = time.monotonic()
+
+    def is_new() -> bool:
+        response = server.get("/page.html")
+        assert response.body in (before, after)
+        new = response.body == after
+        assert response.get("ETag") == rows.entity_tag((OLD + new) * 10**9, 2000 if new else 1000)
+        return new
+
+    until(is_new)
+    assert time.monotonic() - begin < 5
+    (site / "page.html").unlink()
+    until(lambda: server.get("/page.html").status == 404)
+
+
+def test_rewritten_file_is_noticed_at_once(server: Server, site: Path) -> None:
+    """Written in place: the next request already sees the new length, tag and bytes."""
+    for n in range(1, 20):
+        make(site / "log.txt", b"x" * n, OLD + n)
+        response = server.get("/log.txt")
+        assert response.body == b"x" * n
+        assert response.get("ETag") == rows.entity_tag((OLD + n) * 10**9, n)
+
+
+def test_missing_file_is_not_remembered(server: Server, site: Path) -> None:
+    """404 turns into 200 as soon as the file is there."""
+    assert server.get("/late.txt").status == 404
+    make(site / "late.txt", b"here")
+    assert server.get("/late.txt").body == b"here"
+
+
+# ---- The process ----
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_it(site: Path, big: bytes, number: int) -> None:
+    """Ends with status 0 though connections are open and a response is under way."""
+    make(site / "big.bin", big)
+    with Server("fileserver", site) as server, Connection(server.address) as idle, Connection(server.address) as busy:
+        assert idle.get("/small.txt").status == 200
+        busy.send("GET /big.bin HTTP/1.1", "Host: localhost")
+        busy.more()
+        assert server.stop(number) == ""
+
+
+def test_descriptors_exhausted(site: Path) -> None:
+    """Out of descriptors it neither dies nor spins nor forgets the clients that wait."""
+    with Server("fileserver", site, max_files=24) as server:
+        clients = [Connection(server.address) for _ in range(40)]
+        assert clients[0].get("/small.txt").status in (200, 503)
+        ticks = Path(f"/proc/{server.process.pid}/stat").read_text().split()[13:15]
+        time.sleep(1.5)  # the time that is measured
+        after = Path(f"/proc/{server.process.pid}/stat").read_text().split()[13:15]
+        used = (sum(map(int, after)) - sum(map(int, ticks))) / os.sysconf("SC_CLK_TCK")
+        assert used < 0.3, f"{used} s of CPU in 1.5 s with nothing to do"
+        for client in clients[:30]:
+            client.socket.close()
+        for client in clients[30:]:
+            assert client.get("/small.txt").body == rows.content(0, 1000)
+            client.socket.close()
+        assert server.stop() == ""
+
+
+def test_bad_arguments(site: Path) -> None:
+    """A clear error and a status other than 0."""
+    for arguments in ([], ["0"], ["x", str(site)], ["70000", str(site)], ["0", str(site / "none")]):
+        done = subprocess.run([str(PROGRAMS / "fileserver"), *arguments], capture_output=True, timeout=10)
+        assert done.returncode != 0 and done.stderr, arguments
+    with Server("fileserver", site) as server:
+        arguments = [str(server.address[1]), str(site)]
+        done = subprocess.run([str(PROGRAMS / "fileserver"), *arguments], capture_output=True, timeout=10)
+        assert done.returncode == 1 and b"in use" in done.stderr
+
+
+def strace_works() -> bool:
+    """Whether strace is there and may trace."""
+    return shutil.which("strace") is not None and subprocess.run(["strace", "-o", "/dev/null", "true"]).returncode == 0
+
+
+def test_system_calls(site: Path, tmp_path: Path) -> None:
+    """Steady state, besides epoll_wait and recv: the calls that examples/fileserver.c promises, and no others."""
+    if not strace_works():
+        pytest.skip("strace is not installed, or not permitted here")
+    make(site / "edge.bin", rows.content(0, 16384))
+    log = tmp_path / "strace"
+    tag = rows.file_tag(site / "small.txt")
+    one, few, many = ["fstat", "sendto"], ["fstat", "pread64", "sendto"], ["fstat", "sendto", "sendfile"]
+    asked = [
+        ("304", "GET", "/small.txt", [f"If-None-Match: {tag}"], one),
+        ("head", "HEAD", "/medium.bin", [], one),
+        ("412", "GET", "/small.txt", ['If-Match: "x"'], one),
+        ("416", "GET", "/small.txt", ["Range: bytes=5000-"], one),
+        # The pread makes sure that the file is empty: procfs says so of files that are not.
+        ("empty", "GET", "/empty.html", [], few),
+        ("200", "GET", "/small.txt", [], few),
+        ("edge", "GET", "/edge.bin", [], few),
+        ("206", "GET", "/medium.bin", ["Range: bytes=50000-50999"], few),
+        ("large", "GET", "/medium.bin", [], many),
+        ("206large", "GET", "/medium.bin", ["Range: bytes=1000-90000"], many),
+    ]
+    with Server("fileserver", site, ("strace", "-f", "-s", "100", "-o", str(log))) as server:
+        with Connection(server.address) as client:
+            for name, method, path, fields, _ in asked:
+                for turn in range(3):
+                    client.get(f"{path}?{name}-{turn}", *fields, method=method)
+        server.stop()
+
+    calls: dict[str, list[str]] = {}
+    current: list[str] = []
+    for line in log.read_text().splitlines():
+        call = re.sub(r"^\d+ +", "", line)
+        name = call.split("(")[0]
+        if name == "recvfrom":
+            target = re.search(r"\?([0-9a-z]+-\d) HTTP", call)
+            current = calls.setdefault(target[1], []) if target else []
+        elif name == "newfstatat" and ', "", ' in call:
+            current.append("fstat")  # what some C libraries make of it
+        elif name in ("newfstatat", "stat", "statx"):
+            pass  # at most once a second per file: which file the path means
+        elif name != "epoll_wait":
+            current.append(name)
+    for name, _, _, _, want in asked:
+        # The first one opens the file.
+        assert [calls[f"{name}-1"], calls[f"{name}-2"]] == [want, want], name
+
+
+def test_valgrind(site: Path, big: bytes) -> None:
+    """No invalid access, no leak, no descriptor left, also with connections in every state at the end."""
+    if shutil.which("valgrind") is None:
+        pytest.skip("valgrind is not installed")
+    make(site / "big.bin", big)
+    check = ("valgrind", "--leak-check=full", "--errors-for-leak-kinds=all", "--error-exitcode=9", "--track-fds=yes")
+    with Server("fileserver", site, check) as server:
+        assert server.get("/small.txt").status == 200
+        assert server.get("/small.txt", "Range: bytes=0-1,5-6").status == 206
+        assert server.get("/medium.bin", "Range: bytes=0-49999,60000-99999").status == 206
+        assert server.get("/big.bin", "Range: bytes=5-6000000").body == big[5:6000001]
+        for target in ("/none", "/sub", "/%zz", "/../secret.txt"):
+            assert server.get(target).status != 200
+        vanished = Connection(server.address)
+        vanished.send("GET /big.bin HTTP/1.1", "Host: localhost")
+        vanished.more()
+        vanished.reset()
+        with Connection(server.address) as lingering:
+            lingering.socket.sendall(b"nonsense\r\n\r\n")
+            assert lingering.answer().status == 400
+            with Connection(server.address) as partial, Connection(server.address) as busy:
+                partial.socket.sendall(b"GET /small")
+                busy.send("GET /big.bin HTTP/1.1", "Host: localhost")
+                busy.more()
+                assert server.get("/small.txt").status == 200
+                report = server.stop()
+    # The three standard streams are all that is open.
+    assert re.search(r"FILE DESCRIPTORS: (\d+) open \(\1 std\)|FILE DESCRIPTORS: 3 open", report), report
+    assert "ERROR SUMMARY: 0 errors" in report
+
+
+# ---- hello ----
+
+
+def test_hello(site: Path) -> None:
+    """The README's example answers conditions and ranges, and stays within its directory."""
+    with Server("hello", site) as server:
+        response = server.get("/small.txt")
+        assert (response.status, response.body, response.keep_alive) == (200, rows.content(0, 1000), False)
+        assert server.get("/small.txt", "Range: bytes=-10").body == rows.content(990, 10)
+        assert server.get("/small.txt", f"If-None-Match: {response.get('ETag')}").status == 304
+        assert server.get("/medium.bin").body == rows.content(0, 100_000)
+        for target in ("/none", "/../secret.txt", "/sub"):
+            assert server.get(target).status == 404
