@@ -35,6 +35,9 @@ pub fn decide<'a>(ex: &'a Exchange<'a>, spans: &mut [Span]) -> Result<Decision<'
     if !(200..=999).contains(&ex.status) || ex.max_ranges > MAX_RANGES || !is_token(request.method) {
         return Err(Error::Invalid);
     }
+    if representation.modified.is_some_and(|modified| modified.nanoseconds > 999_999_999) {
+        return Err(Error::Invalid);
+    }
     if representation.content_type.is_some_and(|value| !is_value(value)) {
         return Err(Error::Field);
     }
@@ -112,7 +115,6 @@ fn validators<'a>(ex: &'a Exchange<'a>, slots: &Slots) -> Result<Validators<'a>,
     let (representation, now) = (&ex.representation, ex.now);
     let mut have = Validators::default();
     if let Some(value) = slots.etag.value(ex, representation.etag) {
-        // RFC 9110 8.8.3. A tag that no client can send back would disable every condition silently.
         let mut tag = EntityTag::parse(value).ok_or(Error::Field)?;
         if slots.etag.is_library() && representation.etag_from_mtime {
             if value.len() > validator::ETAG_MAX {

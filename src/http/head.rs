@@ -242,6 +242,12 @@ impl Slots {
                         return Err(Error::Field);
                     }
                 }
+                // RFC 9110 8.8.3. A tag that no client can send back would disable every condition silently.
+                Kind::Slot(SlotName::ETag)
+                    if header.rule != Rule::Remove && EntityTag::parse(header.value).is_none() =>
+                {
+                    return Err(Error::Field);
+                }
                 Kind::Slot(name) => {
                     let produced = match name {
                         SlotName::Date => true,
