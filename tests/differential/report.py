@@ -18,10 +18,10 @@ INTRODUCTION = """\
 # The rows against nginx
 
 `pytest tests/differential` starts the installed nginx with its defaults on the files of the rows in
-[tests/cases](../cases/README.md), sends it every request that can go over a socket, and compares status, Content-Range and every
-byte of the body with what the row expects. Where nginx differs, the row has an `nginx` entry with its answer and the
-reason. An answer that is neither the expected one nor the one in the entry fails, and so does an entry that
-is no longer true.
+[tests/cases](../cases/README.md), sends it every request that can go over a socket, and compares status,
+Content-Range and every byte of the body with what the row expects. Where nginx differs, the row has an `nginx`
+entry with its answer and the reason. An answer that is neither the expected one nor the one in the entry fails, and
+so does an entry that is no longer true.
 
 This file is made from those entries by `python tests/differential/report.py --write`; a test compares it. The
 entries were observed on nginx 1.22.1.
