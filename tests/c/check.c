@@ -262,6 +262,15 @@ long peer_take(int fd, char *buf, size_t cap)
     return (long)n;
 }
 
+size_t peer_drain(int fd)
+{
+    char buf[4096];
+    size_t drained = 0;
+    for (long n; (n = peer_take(fd, buf, sizeof buf)) > 0;)
+        drained += (size_t)n;
+    return drained;
+}
+
 int contains(const char *data, size_t len, const char *needle)
 {
     return memmem(data, len, needle, strlen(needle)) != NULL;

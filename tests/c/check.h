@@ -71,6 +71,8 @@ void peer_join(struct peer *peer);
 void peer_free(struct peer *peer);
 /* Read what is there now without waiting: how many bytes; -1 at the end of the connection. */
 long peer_take(int fd, char *buf, size_t cap);
+/* Read all that is there now and throw it away: how many bytes. */
+size_t peer_drain(int fd);
 
 /* An answer taken apart; points into the bytes it was made from. */
 struct answer {

@@ -98,7 +98,7 @@ static void whole_and_cut(void)
     check_case("a head and what follows it");
     char more[sizeof full + 30];
     memcpy(more, full, len);
-    memcpy(more + len, "GET / HTTP/1.1\r\n\r\n", 18);
+    memcpy(more + len, "GET / HTTP/1.0\r\n\r\n", 18);
     CHECK_STATUS(parse(at_guard(more, len + 18), len + 18, scratch, sizeof scratch, &needed, &head_len), SENDGATE_OK);
     CHECK_INT(head_len, len);
     CHECK_STATUS(parse(more + head_len, 18, scratch, sizeof scratch, &needed, &head_len), SENDGATE_OK);
@@ -138,53 +138,57 @@ static const struct head {
     uint32_t flags;
 } heads[] = {
     /* RFC 9112 3: the request line. */
-    {"GET / HTTP/1.1\r\n\r\n", SENDGATE_OK, 0},
-    {"G!#$%&'*+-.^_`|~9 * HTTP/1.1\r\n\r\n", SENDGATE_OK, 0},
+    {"GET / HTTP/1.1\r\nHost: a\r\n\r\n", SENDGATE_OK, 0},
+    {"G!#$%&'*+-.^_`|~9 * HTTP/1.1\r\nHost: a\r\n\r\n", SENDGATE_OK, 0},
     {"GET / HTTP/1.1\r\nHost:\r\n\r\n", SENDGATE_OK, 0},
-    {"GET  / HTTP/1.1\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET /  HTTP/1.1\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {" GET / HTTP/1.1\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET / HTTP/1.1 \r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET\t/\tHTTP/1.1\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET /\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET HTTP/1.1\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"G(T / HTTP/1.1\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET / HTTP/2.0\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET / HTTP/0.9\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET / http/1.1\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET / HTTP/1\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET / HTTP/11\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET / HTTP/1.1.1\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET /\x01 HTTP/1.1\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET /\rX HTTP/1.1\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    /* RFC 9112 3.2: HTTP/1.1 has one Host. */
+    {"GET / HTTP/1.1\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET / HTTP/1.0\r\n\r\n", SENDGATE_OK, 0},
+    {"GET  / HTTP/1.1\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET /  HTTP/1.1\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {" GET / HTTP/1.1\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET / HTTP/1.1 \r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET\t/\tHTTP/1.1\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET /\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET HTTP/1.1\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"G(T / HTTP/1.1\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET / HTTP/2.0\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET / HTTP/0.9\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET / http/1.1\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET / HTTP/1\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET / HTTP/11\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET / HTTP/1.1.1\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET /\rX HTTP/1.1\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
     {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
     /* RFC 9112 5: field lines. */
-    {"GET / HTTP/1.1\r\nX : a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET / HTTP/1.1\r\n: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET / HTTP/1.1\r\nno colon\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET / HTTP/1.1\r\n X: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET / HTTP/1.1\r\nX: a\r\n folded\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET / HTTP/1.1\r\nX: a\r\n\tfolded\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET / HTTP/1.1\r\nX: a\rb\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET / HTTP/1.1\r\nX: a\r\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET / HTTP/1.1\r\nX\x80: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"GET / HTTP/1.1\r\nX: \x80\xff\r\n\r\n", SENDGATE_OK, 0},
-    {"GET / HTTP/1.1\r\nX: a\x01" "b\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET / HTTP/1.1\r\nX : a\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET / HTTP/1.1\r\n: a\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET / HTTP/1.1\r\nno colon\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET / HTTP/1.1\r\n X: a\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET / HTTP/1.1\r\nX: a\r\n folded\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET / HTTP/1.1\r\nX: a\r\n\tfolded\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET / HTTP/1.1\r\nX: a\rb\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET / HTTP/1.1\r\nX: a\r\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET / HTTP/1.1\r\nX\x80: a\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"GET / HTTP/1.1\r\nHost: a\r\nX: \x80\xff\r\n\r\n", SENDGATE_OK, 0},
+    {"GET / HTTP/1.1\r\nX: a\x01" "b\r\nHost: a\r\n\r\n", SENDGATE_OK, 0}, /* RFC 9110 5.5: may be kept */
     /* RFC 9112 6.3: where it ends. */
-    {"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n", SENDGATE_OK, 0},
-    {"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n", SENDGATE_OK, SENDGATE_REQUEST_HAS_BODY},
-    {"POST / HTTP/1.1\r\nContent-Length: 00\r\n\r\n", SENDGATE_OK, 0},
-    {"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", SENDGATE_OK, SENDGATE_REQUEST_HAS_BODY},
-    {"POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"POST / HTTP/1.1\r\nContent-Length: 5, 6\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"POST / HTTP/1.1\r\nContent-Length: +5\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"POST / HTTP/1.1\r\nContent-Length: -5\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"POST / HTTP/1.1\r\nContent-Length: 5x\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"POST / HTTP/1.1\r\nContent-Length:\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"POST / HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
-    {"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", SENDGATE_OK, 0},
+    {"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n", SENDGATE_OK, SENDGATE_REQUEST_HAS_BODY},
+    {"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 00\r\n\r\n", SENDGATE_OK, 0},
+    {"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", SENDGATE_OK, SENDGATE_REQUEST_HAS_BODY},
+    {"POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"POST / HTTP/1.1\r\nContent-Length: 5, 6\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"POST / HTTP/1.1\r\nContent-Length: +5\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"POST / HTTP/1.1\r\nContent-Length: -5\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"POST / HTTP/1.1\r\nContent-Length: 5x\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"POST / HTTP/1.1\r\nContent-Length:\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"POST / HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\nHost: a\r\n\r\n", SENDGATE_OK, SENDGATE_REQUEST_HAS_BODY},
+    {"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
+    {"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 0\r\nHost: a\r\n\r\n", SENDGATE_ERR_REQUEST, 0},
 };
 
 static void malformed(void)
@@ -192,7 +196,7 @@ static void malformed(void)
     for (size_t i = 0; i < N(heads); i++) {
         char scratch[200];
         size_t len = strlen(heads[i].text), needed = 0, head_len = 0;
-        check_case("head %zu: %s", i, heads[i].text);
+        check_case("head %zu, line %.*s", i, (int)strcspn(heads[i].text, "\r"), heads[i].text);
         CHECK_STATUS(parse(at_guard(heads[i].text, len), len, scratch, sizeof scratch, &needed, &head_len),
                      heads[i].status);
         if (heads[i].status == SENDGATE_OK) {
@@ -211,7 +215,7 @@ static void malformed(void)
         }
     }
     check_case("NUL in a head");
-    static const char nul[] = "GET / HTTP/1.1\r\nX: a\0b\r\n\r\n";
+    static const char nul[] = "GET / HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n";
     size_t head_len;
     CHECK_STATUS(parse(nul, sizeof nul - 1, NULL, 0, NULL, &head_len), SENDGATE_ERR_REQUEST);
 }
@@ -402,9 +406,9 @@ static void fuzz(void)
 {
     static const char *const seeds[] = {
         full,
-        "POST / HTTP/1.1\r\nContent-Length: 5\r\nRange: bytes=0-0,-1\r\nRange: bytes=5-\r\n\r\nhello",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nRange: bytes=0-0,-1\r\nRange: bytes=5-\r\n\r\nhello",
         "GET / HTTP/1.0\r\nIf-Range: Sun, 06 Nov 1994 08:49:37 GMT\r\nRange: bytes=0-1,3-4,6-7,9-\r\n\r\n",
-        "GET / HTTP/1.1\r\nIf-None-Match: W/\"17c7a1e0-3e8\", \"x,y\", *\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nIf-None-Match: W/\"17c7a1e0-3e8\", \"x,y\", *\r\nTransfer-Encoding: chunked\r\n\r\n",
     };
     static const char *const values[] = {
         "bytes=0-9,20-29,-5,18446744073709551615-,0-18446744073709551616",
