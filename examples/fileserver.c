@@ -44,7 +44,7 @@
 
 enum {
     HEAD_MAX = 8192,        /* bytes of a request head; longer ones are answered 431 */
-    STEP_BYTES = 1 << 20,   /* bytes per turn: what a fast client may take before the others are asked */
+    STEP_BYTES = 2 << 20,   /* bytes per turn: what a fast client may take before the others are asked */
     DRAIN_MAX = 1 << 20,    /* bytes read and thrown away before a close */
     IDLE_SECONDS = 60,      /* for a request head to arrive whole, and for a stalled client to take a byte */
     LINGER_SECONDS = 5,     /* for the client to close after we have */
