@@ -1,0 +1,72 @@
+# make help lists the targets. Everything is built into target/ and .venv; nothing outside of the
+# checkout changes, but for Debian packages that tests need, which `make test` installs where it may.
+
+.DEFAULT_GOAL := help
+.PHONY: help lib header serve test test-rust test-python test-examples lint bench bench-decide soak doc clean setup-system setup-python setup-dev
+
+CARGO ?= cargo
+PYTHON_RUN = .venv/bin/python
+# What pytest needs to see of the checkout is passed by path: the package itself comes from the installed wheel.
+PYTEST = $(PYTHON_RUN) -m pytest -p no:cacheprovider -q
+
+DIR ?= .
+BIND ?= 127.0.0.1
+PORT ?= 8000
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "examples         build examples/*.c into target/examples"
+
+lib: ## the shared and the static library, in target/release
+	$(CARGO) build --release --lib --locked
+	ln -sf libsendgate.so target/release/libsendgate.so.0
+
+serve: setup-python ## serve DIR on BIND:PORT (make serve DIR=/usr/share/doc PORT=8001)
+	@$(PYTHON_RUN) -m sendgate "$(DIR)" --bind "$(BIND)" --port "$(PORT)"
+
+test: setup-system setup-dev test-rust test-examples test-python ## install what the tests need, and run all of them
+
+test-rust: ## Rust, the C programs (plain, sanitized, under Valgrind) and the ABI
+	$(CARGO) test --locked
+
+test-examples: examples setup-dev ## the C examples over real sockets
+	$(PYTEST) tests/test_examples.py
+
+test-python: setup-dev ## the installed wheel, the directory server, the comparison with nginx, README's examples
+	$(PYTEST) bindings/python/tests tests/differential tests/test_readme.py
+
+lint: setup-dev ## rustfmt, clippy, ruff, mypy
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --locked -- -D warnings
+	.venv/bin/ruff check bindings/python tests bench scripts
+	.venv/bin/ruff format --check bindings/python tests bench scripts
+	cd bindings/python && ../../.venv/bin/mypy
+
+header: ## make include/sendgate.h anew from src/ffi
+	SENDGATE_WRITE_HEADER=1 $(CARGO) test --locked --test abi header_is_current
+
+doc: ## the Rust documentation, in target/doc
+	$(CARGO) doc --no-deps --locked
+
+bench: examples bench-decide ## the C example against a floor, nginx and Go; needs root for its own network namespace
+	python3 bench/run.py
+
+bench-decide: ## the micro-benchmark of decide plus head
+	$(CARGO) bench --locked --bench decide -- --quick
+
+soak: ## the properties with a hundred times as many cases
+	PROPTEST_CASES=25600 $(CARGO) test --locked --release --lib --test oracle
+
+clean: ## remove what was built
+	rm -rf target .venv
+
+setup-system:
+	@sh scripts/setup-system.sh
+
+setup-python:
+	@sh scripts/setup-python.sh
+
+setup-dev:
+	@sh scripts/setup-python.sh --dev
+
+include examples/examples.mk

@@ -1,0 +1,30 @@
+#!/bin/sh
+# Installs the Debian packages that the tests use, where that is possible: as root, with apt-get. Elsewhere it says
+# what is missing; the tests that need it then skip, and say so too.
+set -eu
+
+missing=
+need() { # COMMAND PACKAGE
+    if ! PATH=$PATH:/usr/sbin command -v "$1" >/dev/null; then missing="$missing $2"; fi
+}
+need cc gcc
+need c++ g++
+need clang clang
+need curl curl
+need nginx nginx-light
+need openssl openssl
+need readelf binutils
+need strace strace
+need valgrind valgrind
+
+if [ -z "$missing" ]; then exit 0; fi
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "setup-system: not installed, and tests that need it will skip:$missing" >&2
+    exit 0
+fi
+echo "setup-system: installing$missing" >&2
+export DEBIAN_FRONTEND=noninteractive
+# RUNLEVEL: a package's service is not started; the tests start what they need themselves.
+# shellcheck disable=SC2086 # a list of words
+install() { RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $missing >/dev/null; }
+install || { apt-get update -qq >/dev/null && install; }
