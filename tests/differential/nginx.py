@@ -113,7 +113,7 @@ def expected(row: rows.Row) -> dict[str, Any]:
 def exception(row: rows.Row) -> dict[str, Any]:
     """The same as the row's `nginx` entry says it."""
     assert row.nginx is not None
-    due = {key: row.nginx[key] for key in ("status", "ranges", "content_range") if key in row.nginx}
+    due: dict[str, Any] = {key: row.nginx[key] for key in ("status", "ranges", "content_range") if key in row.nginx}
     if due["status"] == 206:
         due.setdefault("ranges", row.expect.get("ranges", []))
     return due
