@@ -3,6 +3,11 @@
 //! Each runs four ways: linked with `libsendgate.a`, with `libsendgate.so`, with the sanitizers, and under
 //! Valgrind. A program prints what failed and exits non-zero.
 
+mod rows;
+
+use rows::{Answer, Row};
+use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -151,6 +156,9 @@ fn program(name: &str, mode: Mode, input: &[u8]) -> Option<String> {
     let stdout = succeed(&mut command, input);
     // A program that ends before its last check must not pass.
     assert!(stdout.contains(" checks passed, 0 failed"), "{name} did not reach its end:\n{stdout}");
+    for line in stdout.lines().filter_map(|line| line.strip_prefix("skipped: ")) {
+        skip(&format!("{name}: {line}"));
+    }
     Some(stdout)
 }
 
@@ -208,4 +216,104 @@ fn header_links_from_cxx() {
     command.arg("-I").arg(root().join("include")).arg("-o").arg(&binary);
     succeed(command.arg(artefacts().join("libsendgate.a")).args(SYSTEM_LIBRARIES), b"");
     succeed(&mut Command::new(&binary), b"");
+}
+
+/// The rows of `tests/cases` through `tests/c/cases.c`, which says what the lines look like.
+mod cases {
+    use super::*;
+
+    fn hex(bytes: &[u8]) -> String {
+        if bytes.is_empty() {
+            return "-".to_owned();
+        }
+        bytes.iter().fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+
+    fn unhex(text: &str) -> Vec<u8> {
+        let digits = text.as_bytes().chunks(2).map(|two| std::str::from_utf8(two).expect("ASCII"));
+        digits.map(|two| u8::from_str_radix(two, 16).expect("hexadecimal")).collect()
+    }
+
+    fn input(rows: &[Row]) -> String {
+        let mut text = String::new();
+        for row in rows {
+            let _ = writeln!(text, "row {}\nmethod {}", row.name, hex(&row.method));
+            for (name, value) in &row.request {
+                let _ = writeln!(text, "field {} {}", hex(name), hex(value));
+            }
+            for header in &row.headers {
+                let rule = ["default", "override", "append", "remove"].iter().position(|rule| *rule == header.rule);
+                let rule = rule.expect("a rule") + if header.frozen { 16 } else { 0 };
+                let _ = writeln!(text, "header {rule} {} {}", hex(&header.name), hex(&header.value));
+            }
+            for (key, number) in [
+                ("version", if row.http10 { 10 } else { 11 }),
+                ("body", row.body.into()),
+                ("length", i64::try_from(row.length).expect("a length")),
+                ("mtime", row.mtime),
+                ("nsec", row.mtime_nsec.into()),
+                ("now", row.now),
+                ("status", row.status.into()),
+                ("max_ranges", i64::try_from(row.max_ranges).expect("a number of ranges")),
+                ("close", row.close.into()),
+            ] {
+                let _ = writeln!(text, "{key} {number}");
+            }
+            let _ = writeln!(text, "etag {}\ntype {}\nend", hex(row.etag.as_bytes()), hex(&row.content_type));
+        }
+        text
+    }
+
+    /// The answers by the rows' names.
+    fn answers(output: &str) -> HashMap<String, Result<Answer, String>> {
+        let mut answers = HashMap::new();
+        let (mut name, mut answer, mut error) = (String::new(), Answer::default(), None);
+        for line in output.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let number = |i: usize| words[i].parse::<u64>().unwrap_or_else(|_| panic!("{line}"));
+            match words[0] {
+                "row" => (name, answer, error) = (words[1].to_owned(), Answer::default(), None),
+                "error" => error = words[1].strip_prefix("SENDGATE_ERR_").map(str::to_owned),
+                "answer" => {
+                    answer.status = u16::try_from(number(1)).expect("a status");
+                    answer.keep_alive = number(2) == 1;
+                    (answer.content_length, answer.body_length) = (number(3), number(4));
+                }
+                "range" => answer.ranges.push((number(1), number(1) + number(2) - 1)),
+                "head" => answer.head = unhex(words[1]),
+                "end" => {
+                    let found = error.take().map_or_else(|| Ok(std::mem::take(&mut answer)), Err);
+                    answers.insert(std::mem::take(&mut name), found);
+                }
+                _ => assert!(line.ends_with("0 failed"), "{line}"),
+            }
+        }
+        answers
+    }
+
+    fn every_row(mode: Mode) {
+        let Some(output) = program("cases", mode, input(&rows::load()).as_bytes()) else { return };
+        let mut answers = answers(&output);
+        rows::run(|row| answers.remove(&row.name).unwrap_or_else(|| Err("no answer".to_owned())));
+    }
+
+    #[test]
+    fn linked_statically() {
+        every_row(Mode::Static);
+    }
+    #[test]
+    fn linked_dynamically() {
+        every_row(Mode::Shared);
+    }
+    #[test]
+    fn under_sanitizers() {
+        every_row(Mode::Sanitized);
+    }
+    #[test]
+    fn under_valgrind() {
+        every_row(Mode::Valgrind);
+    }
 }

@@ -279,8 +279,10 @@ int contains(const char *data, size_t len, const char *needle)
 void answer_of(struct answer *answer, const char *data, size_t len)
 {
     memset(answer, 0, sizeof *answer);
-    const char *end = len == 0 ? NULL : memmem(data, len, "\r\n\r\n", 4);
-    if (len < 13 || memcmp(data, "HTTP/1.1 ", 9) != 0 || end == NULL)
+    if (data == NULL || len < 13 || memcmp(data, "HTTP/1.1 ", 9) != 0)
+        return;
+    const char *end = memmem(data, len, "\r\n\r\n", 4);
+    if (end == NULL)
         return;
     answer->status = (data[9] - '0') * 100 + (data[10] - '0') * 10 + (data[11] - '0');
     answer->head = data;

@@ -8,24 +8,24 @@
 
 #define N(array) (sizeof array / sizeof *array)
 
-static const sendgate_str attacks[] = {
-    {"a\rb", 3},
-    {"a\nb", 3},
-    {"a\0b", 3},
-    {"\r", 1},
-    {"\n", 1},
-    {"\0", 1},
-    {"a\r\nInjected: 1", 14},
-    {"a\nInjected: 1", 13},
-    {"a\rInjected: 1", 13},
-    {"a\r\n\r\nHTTP/1.1 200 OK\r\nInjected: 1", 35},
-    {"\r\nInjected: 1", 13},
-    {"a\r\n", 3},
-    {"a\r\n Injected: 1", 15},
-};
-static const char *const attack_names[] = {
-    "CR", "LF", "NUL", "only CR", "only LF", "only NUL", "CRLF", "LF and a field", "CR and a field", "an answer",
-    "leading CRLF", "trailing CRLF", "folded",
+#define ATTACK(name, bytes) {name, {bytes, sizeof(bytes) - 1}}
+static const struct attack {
+    const char *name;
+    sendgate_str bytes;
+} attacks[] = {
+    ATTACK("CR", "a\rb"),
+    ATTACK("LF", "a\nb"),
+    ATTACK("NUL", "a\0b"),
+    ATTACK("only CR", "\r"),
+    ATTACK("only LF", "\n"),
+    ATTACK("only NUL", "\0"),
+    ATTACK("CRLF and a field", "a\r\nInjected: 1"),
+    ATTACK("LF and a field", "a\nInjected: 1"),
+    ATTACK("CR and a field", "a\rInjected: 1"),
+    ATTACK("an answer", "a\r\n\r\nHTTP/1.1 200 OK\r\nInjected: 1"),
+    ATTACK("leading CRLF", "\r\nInjected: 1"),
+    ATTACK("trailing CRLF", "a\r\n"),
+    ATTACK("a folded line", "a\r\n Injected: 1"),
 };
 
 /* Names that are no token (RFC 9110 5.1), besides those. */
@@ -118,13 +118,13 @@ static void headers(void)
     sendgate_header header;
     for (size_t r = 0; r < N(rules); r++) {
         for (size_t i = 0; i < N(attacks); i++) {
-            check_case("name with %s, rule %u", attack_names[i], (unsigned)rules[r]);
-            one_header(&ask, &header, attacks[i], text("value"), rules[r]);
+            check_case("name with %s, rule %u", attacks[i].name, (unsigned)rules[r]);
+            one_header(&ask, &header, attacks[i].bytes, text("value"), rules[r]);
             refused(&ask);
             refused_field(&header.field);
             for (size_t n = 0; n < N(names); n++) {
-                check_case("%s with %s, rule %u", names[n], attack_names[i], (unsigned)rules[r]);
-                one_header(&ask, &header, text(names[n]), attacks[i], rules[r]);
+                check_case("%s with %s, rule %u", names[n], attacks[i].name, (unsigned)rules[r]);
+                one_header(&ask, &header, text(names[n]), attacks[i].bytes, rules[r]);
                 if (rules[r] == SENDGATE_RULE_REMOVE) {
                     /* The value is ignored: sent it must not be. */
                     char head[2000];
@@ -156,7 +156,7 @@ static void headers(void)
     }
     check_case("the second of two headers");
     sendgate_header two[2];
-    one_header(&ask, &two[1], text("X-Test"), attacks[6], SENDGATE_RULE_DEFAULT);
+    one_header(&ask, &two[1], text("X-Test"), attacks[6].bytes, SENDGATE_RULE_DEFAULT);
     memset(&two[0], 0, sizeof two[0]);
     two[0].field.name = text("X-Good");
     two[0].field.value = text("1");
@@ -169,22 +169,22 @@ static void members(void)
 {
     struct ask ask;
     for (size_t i = 0; i < N(attacks); i++) {
-        check_case("content_type with %s", attack_names[i]);
+        check_case("content_type with %s", attacks[i].name);
         ask_file(&ask, file, sockets[0]);
-        ask.rep.content_type = attacks[i];
+        ask.rep.content_type = attacks[i].bytes;
         refused(&ask);
         /* In the parts of a multipart it would be in the body. */
         ask.request.range = text("bytes=0-0,5-5");
         refused(&ask);
 
-        check_case("etag with %s", attack_names[i]);
+        check_case("etag with %s", attacks[i].name);
         char etag[100];
         memset(etag, '"', sizeof etag);
-        memcpy(etag + 1, attacks[i].ptr, attacks[i].len);
+        memcpy(etag + 1, attacks[i].bytes.ptr, attacks[i].bytes.len);
         ask_file(&ask, file, sockets[0]);
-        ask.rep.etag = attacks[i];
+        ask.rep.etag = attacks[i].bytes;
         refused(&ask);
-        ask.rep.etag = text_of(etag, attacks[i].len + 2);
+        ask.rep.etag = text_of(etag, attacks[i].bytes.len + 2);
         refused(&ask);
     }
 }
@@ -225,14 +225,14 @@ static void requests(void)
     size_t len;
     for (size_t i = 0; i < N(attacks); i++) {
         for (int method = 0; method < 2; method++) {
-            check_case("a request with %s%s", attack_names[i], method ? " in its method too" : "");
+            check_case("a request with %s%s", attacks[i].name, method ? " in its method too" : "");
             struct ask ask;
             ask_file(&ask, file, sockets[0]);
             sendgate_request *request = &ask.request;
-            request->connection = request->if_match = request->if_none_match = request->if_modified_since = attacks[i];
-            request->if_unmodified_since = request->if_range = request->range = request->target = attacks[i];
+            request->connection = request->if_match = request->if_none_match = request->if_modified_since = attacks[i].bytes;
+            request->if_unmodified_since = request->if_range = request->range = request->target = attacks[i].bytes;
             if (method)
-                request->method = attacks[i];
+                request->method = attacks[i].bytes;
             len = 0;
             if (sendgate_head_bytes(&ask.exchange, head, sizeof head, &len) == SENDGATE_OK) {
                 CHECK(!contains(head, len, "Injected"));
@@ -273,7 +273,7 @@ static void flat(void)
         "ETag: not quoted\r\n",
     };
     for (size_t i = 0; i < N(bad); i++) {
-        check_case("flat call, response headers %zu", i);
+        check_case("flat call, response headers %zu, \"%.*s...\"", i, (int)strcspn(bad[i], "\r\n"), bad[i]);
         uint32_t status = 0, connection = 99;
         uint64_t sent = 99;
         CHECK_STATUS(sendgate_respond_fd(sockets[0], file, "GET", 11, NULL, bad[i], 1000, &status, &connection, &sent),

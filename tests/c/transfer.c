@@ -188,7 +188,7 @@ static void inputs_are_not_kept(void)
         make_pair(UNIX_PAIR, 1, sockets);
         struct ask ask;
         ask_memory(&ask, memory, sizeof memory, sockets[0]);
-        char name[16], value[1000];
+        char name[32], value[1000];
         sendgate_header headers[8];
         memset(headers, 0, sizeof headers);
         memset(value, 'v', sizeof value - 1);
