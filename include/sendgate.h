@@ -55,9 +55,10 @@ extern "C" {
 /**
  * The library's field wins if it produces one, otherwise this one is sent.
  *
- * For every rule: Content-Range, Transfer-Encoding and Connection are the library's own, and naming
- * one is SENDGATE_ERR_FIELD, as is a Content-Length other than the one announced. (With a status of
- * your own other than 200 a Content-Range of yours is sent as it is.)
+ * For every rule: Content-Range, Transfer-Encoding, Connection and Keep-Alive are the library's own,
+ * and naming one is SENDGATE_ERR_FIELD, as is a Content-Length other than the representation's length,
+ * or a field twice that may occur only once. (With a status of your own other than 200 a
+ * Content-Range of yours is sent as it is.)
  */
 #define SENDGATE_RULE_DEFAULT 0
 
@@ -405,12 +406,13 @@ typedef struct sendgate_exchange {
      */
     uint32_t head_flags;
     /**
-     * Parts after merging, at most 64; more ranges than that send all of it, 200. 0 means 64.
+     * Parts after merging, at most 64; more than that send all of it, 200, as do more than 64 before
+     * the last are merged, and more than 1024 ranges at all. 0 means 64.
      */
     uint32_t max_ranges;
     /**
      * Your own status, 200 to 999; 0 is 200. With any but 200 neither conditions nor ranges are
-     * evaluated. 204 and 304 have no body.
+     * evaluated. 204, 205 and 304 have no body.
      */
     uint32_t http_status;
 } sendgate_exchange;

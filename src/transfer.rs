@@ -280,3 +280,383 @@ fn failure(fault: Fault) -> Failure {
 fn clamp(length: usize, limit: u64) -> usize {
     usize::try_from(limit).map_or(length, |limit| length.min(limit))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::{Header, Modified, Representation, Request, Rule};
+    use proptest::prelude::*;
+
+    /// What a script lets a call do.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Act {
+        /// At most that many bytes, at least one.
+        Take(usize),
+        Fault(Fault),
+    }
+
+    /// A file and a socket that do what a script says, call by call.
+    struct Script<'a> {
+        file: &'a [u8],
+        act: Box<dyn FnMut(usize, Call) -> Act + 'a>,
+        calls: usize,
+        out: Vec<u8>,
+        /// The last send said that more follows, and it has not followed yet.
+        owes_more: bool,
+        held_back: bool,
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Call {
+        Send,
+        SendFile,
+        Read,
+        Stamp,
+    }
+
+    impl<'a> Script<'a> {
+        fn new(file: &'a [u8], act: impl FnMut(usize, Call) -> Act + 'a) -> Self {
+            Self { file, act: Box::new(act), calls: 0, out: Vec::new(), owes_more: false, held_back: false }
+        }
+
+        fn ask(&mut self, call: Call) -> Result<usize, Fault> {
+            self.calls += 1;
+            match (self.act)(self.calls - 1, call) {
+                Act::Take(count) => Ok(count),
+                Act::Fault(fault) => Err(fault),
+            }
+        }
+    }
+
+    impl Io for Script<'_> {
+        fn send(&mut self, bytes: &[u8], more: bool) -> Result<usize, Fault> {
+            assert!(!bytes.is_empty(), "an empty send");
+            let count = self.ask(Call::Send)?.min(bytes.len());
+            self.out.extend(&bytes[..count]);
+            self.owes_more = more && count == bytes.len();
+            Ok(count)
+        }
+
+        fn send_file(&mut self, offset: u64, length: u64) -> Result<usize, Fault> {
+            assert!(length > 0, "an empty sendfile");
+            let limit = self.ask(Call::SendFile)?;
+            let offset = (offset as usize).min(self.file.len());
+            let count = limit.min(length as usize).min(self.file.len() - offset);
+            self.out.extend(&self.file[offset..offset + count]);
+            self.owes_more = false;
+            Ok(count)
+        }
+
+        fn read(&mut self, space: &mut [MaybeUninit<u8>], offset: u64) -> Result<usize, Fault> {
+            let limit = self.ask(Call::Read)?;
+            let offset = (offset as usize).min(self.file.len());
+            let count = limit.min(space.len()).min(self.file.len() - offset);
+            space[..count].write_copy_of_slice(&self.file[offset..offset + count]);
+            Ok(count)
+        }
+
+        fn file_stamp(&mut self) -> Result<Stamp, Fault> {
+            self.ask(Call::Stamp)?;
+            Ok(stamp_of(self.file))
+        }
+
+        fn hold_back(&mut self) {
+            self.held_back = true;
+        }
+    }
+
+    fn stamp_of(file: &[u8]) -> Stamp {
+        Stamp { size: file.len() as u64, modified: Modified { seconds: 1, nanoseconds: 2 } }
+    }
+
+    fn content(length: usize) -> Vec<u8> {
+        (0..length as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
+    }
+
+    /// One way to answer.
+    #[derive(Clone, Debug)]
+    struct Answer {
+        method: &'static [u8],
+        length: usize,
+        range: Option<&'static [u8]>,
+        if_none_match: Option<&'static [u8]>,
+        long_head: bool,
+        copy: bool,
+        memory: bool,
+    }
+
+    fn answers() -> Vec<Answer> {
+        let base = Answer {
+            method: b"GET",
+            length: 1000,
+            range: None,
+            if_none_match: None,
+            long_head: false,
+            copy: false,
+            memory: false,
+        };
+        let mut all = vec![
+            base.clone(),
+            Answer { method: b"HEAD", ..base.clone() },
+            Answer { length: 0, ..base.clone() },
+            Answer { if_none_match: Some(b"\"t\""), ..base.clone() },
+            Answer { range: Some(b"bytes=5000-"), ..base.clone() },
+            Answer { long_head: true, ..base.clone() },
+        ];
+        for (copy, memory) in [(false, false), (true, false), (false, true)] {
+            let base = Answer { copy, memory, ..base.clone() };
+            let large = Answer { length: 100_000, ..base.clone() };
+            all.extend([
+                Answer { length: SMALL as usize, ..base.clone() },
+                Answer { length: SMALL as usize + 1, ..base.clone() },
+                large.clone(),
+                Answer { long_head: true, ..large.clone() },
+                Answer { range: Some(b"bytes=1-1"), ..large.clone() },
+                Answer { range: Some(b"bytes=70000-99998"), ..large.clone() },
+                Answer { range: Some(b"bytes=0-9,500-999,-1"), ..large.clone() },
+                Answer { range: Some(b"bytes=60000-99999,0-9,100-20000,30000-50000"), ..large.clone() },
+            ]);
+        }
+        all
+    }
+
+    /// A transfer that is about to begin, and the bytes that it has to send.
+    fn start(answer: &Answer, check: bool) -> (Transfer, Vec<u8>, Vec<u8>) {
+        let file = content(answer.length);
+        let value = [b'v'; 3000];
+        let value = if answer.long_head { &value[..] } else { b"v" };
+        let headers = [Header { name: b"X", value, rule: Rule::Append, frozen: false }];
+        let ex = Exchange {
+            request: Request {
+                method: answer.method,
+                range: answer.range,
+                if_none_match: answer.if_none_match,
+                ..Request::default()
+            },
+            representation: Representation {
+                length: file.len() as u64,
+                etag: Some(b"\"t\""),
+                content_type: Some(b"text/plain"),
+                ..Representation::default()
+            },
+            headers: &headers,
+            now: 1_700_000_000,
+            seed: 3,
+            status: 200,
+            evaluate: true,
+            close: false,
+            max_ranges: MAX_RANGES,
+        };
+        let mut transfer = Transfer::new();
+        transfer.start(&ex, HeadForm::Http1, answer.copy, check.then(|| stamp_of(&file))).unwrap();
+        let mut whole = Vec::new();
+        for segment in transfer.plan.segments() {
+            match segment {
+                Segment::Text(text) => whole.extend(text),
+                Segment::Span(span) => whole.extend(&file[span.offset as usize..][..span.length as usize]),
+            }
+        }
+        (transfer, file, whole)
+    }
+
+    /// Steps to the end. What a socket would have waited for is simply there.
+    fn run(transfer: &mut Transfer, answer: &Answer, script: &mut Script<'_>, budget: u64) -> Result<(), Failure> {
+        let memory = answer.memory.then(|| script.file.to_vec());
+        for _ in 0..1_000_000 {
+            let before = script.out.len();
+            let step = transfer.step(script, memory.as_deref(), budget);
+            assert!((script.out.len() - before) as u64 <= budget, "over budget");
+            assert_eq!(transfer.plan.sent(), script.out.len() as u64);
+            match step? {
+                Step::Done => {
+                    assert!(!script.owes_more, "the last bytes wait for more");
+                    return Ok(());
+                }
+                Step::Yield => assert!(!script.owes_more, "bytes wait for another step"),
+                Step::Wait(_) => {}
+            }
+        }
+        panic!("no end in sight");
+    }
+
+    #[test]
+    fn whole_and_in_pieces() {
+        for answer in answers() {
+            for piece in [usize::MAX, 1, 7, 4096, 16_384] {
+                for budget in [u64::MAX, 1, 1000, 20_000] {
+                    let (mut transfer, file, whole) = start(&answer, false);
+                    if whole.len() > 5_000 && (piece < 100 || budget < 100) {
+                        continue; // Millions of calls that show nothing new.
+                    }
+                    let mut script = Script::new(&file, |_, _| Act::Take(piece));
+                    assert_eq!(run(&mut transfer, &answer, &mut script, budget), Ok(()));
+                    assert!(script.out == whole, "{answer:?} in pieces of {piece}, budget {budget}");
+                    assert_eq!(transfer.step(&mut script, None, 0), Ok(Step::Done));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_fewest_calls() {
+        use Call::{Read, Send, SendFile};
+        for (answer, calls) in answers().iter().zip([
+            &[Read, Send][..],
+            &[Send],
+            &[Send],
+            &[Send],
+            &[Send],
+            &[Read, Send],
+            // File: up to SMALL, above it, 100 KB, with a long head, one byte, much, three small parts, large parts.
+            &[Read, Send],
+            &[Send, SendFile],
+            &[Send, SendFile],
+            &[Send, SendFile],
+            &[Read, Send],
+            &[Send, SendFile],
+            &[Read, Read, Read, Send],
+            &[Send, SendFile, Read, Send, SendFile, Send, SendFile, Send],
+        ]) {
+            let (mut transfer, file, _) = start(answer, false);
+            let mut made = Vec::new();
+            let mut script = Script::new(&file, |_, call| {
+                made.push(call);
+                Act::Take(usize::MAX)
+            });
+            run(&mut transfer, answer, &mut script, u64::MAX).unwrap();
+            let held_back = script.held_back;
+            drop(script);
+            assert_eq!(made, calls, "{answer:?}");
+            assert_eq!(held_back, calls.iter().filter(|call| **call == SendFile).count() > 1);
+        }
+    }
+
+    #[test]
+    fn a_fault_at_every_call() {
+        for answer in answers() {
+            for piece in [usize::MAX, 5000] {
+                let (mut transfer, file, whole) = start(&answer, true);
+                let mut script = Script::new(&file, |_, _| Act::Take(piece));
+                run(&mut transfer, &answer, &mut script, u64::MAX).unwrap();
+                for at in 0..script.calls {
+                    for fault in [
+                        Fault::Interrupted,
+                        Fault::Wait(Interest::Write),
+                        Fault::Closed(libc::EPIPE),
+                        Fault::System(libc::EIO),
+                        Fault::Callback(-6),
+                    ] {
+                        let (mut transfer, _, _) = start(&answer, true);
+                        let mut at_read = false;
+                        let mut script = Script::new(&file, |call, kind| {
+                            if call != at {
+                                return Act::Take(piece);
+                            }
+                            at_read = matches!(kind, Call::Read | Call::Stamp);
+                            Act::Fault(fault)
+                        });
+                        let ended = run(&mut transfer, &answer, &mut script, u64::MAX);
+                        let out = std::mem::take(&mut script.out);
+                        drop(script);
+                        let what = format!("{answer:?} {fault:?} at {at}");
+                        match fault {
+                            // A file neither waits nor is it interrupted while fstat looks at it.
+                            Fault::Wait(_) | Fault::Interrupted if at_read && ended.is_err() => {}
+                            Fault::Interrupted | Fault::Wait(_) => assert!(ended == Ok(()) && out == whole, "{what}"),
+                            _ => {
+                                let failure = ended.unwrap_err();
+                                assert_eq!(failure, super::failure(fault), "{what}");
+                                assert!(whole.starts_with(&out), "{what}");
+                                // It stays so, and nothing more is tried.
+                                let mut never = Script::new(&[], |_, _| panic!("a call after the end"));
+                                assert_eq!(transfer.step(&mut never, None, u64::MAX), Err(failure));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn without_sendfile_the_bytes_are_the_same() {
+        for answer in answers() {
+            for after in 0..3 {
+                let (mut transfer, file, whole) = start(&answer, false);
+                let mut seen = 0;
+                let mut script = Script::new(&file, |_, call| {
+                    seen += usize::from(call == Call::SendFile);
+                    if call == Call::SendFile && seen > after {
+                        Act::Fault(Fault::Unsupported)
+                    } else {
+                        Act::Take(9000)
+                    }
+                });
+                assert_eq!(run(&mut transfer, &answer, &mut script, u64::MAX), Ok(()));
+                assert!(script.out == whole, "{answer:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_shorter_file_is_noticed_and_nothing_is_invented() {
+        for answer in answers() {
+            for cut in [0, 1, 500, 999, 16_000, 50_000, 99_999] {
+                let (mut transfer, file, whole) = start(&answer, false);
+                let short = &file[..cut.min(file.len())];
+                let mut script = Script::new(short, |_, _| Act::Take(3000));
+                let ended = run(&mut transfer, &answer, &mut script, u64::MAX);
+                assert!(whole.starts_with(&script.out), "{answer:?} {cut}");
+                match ended {
+                    Ok(()) => assert!(script.out == whole),
+                    Err(failure) => assert_eq!(failure, Failure::Truncated),
+                }
+                // What needs the missing bytes can't have succeeded.
+                let needs_last = answer.method == b"GET" && answer.if_none_match.is_none() && answer.range.is_none();
+                assert!(ended.is_err() || !needs_last || cut >= file.len(), "{answer:?} {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_small_answer_from_a_shorter_file_leaves_the_connection_untouched() {
+        let answer = &answers()[0];
+        let (mut transfer, file, _) = start(answer, false);
+        let mut script = Script::new(&file[..500], |_, _| Act::Take(usize::MAX));
+        assert_eq!(run(&mut transfer, answer, &mut script, u64::MAX), Err(Failure::Truncated));
+        assert!(script.out.is_empty());
+    }
+
+    #[test]
+    fn a_changed_file_is_noticed_between_steps() {
+        let answer = Answer { length: 100_000, ..answers()[0].clone() };
+        let (mut transfer, file, _) = start(&answer, true);
+        let mut script = Script::new(&file, |_, _| Act::Take(usize::MAX));
+        assert_eq!(transfer.step(&mut script, None, 50_000), Ok(Step::Yield));
+        let grown = content(100_001);
+        let mut script = Script::new(&grown, |_, _| Act::Take(usize::MAX));
+        assert_eq!(transfer.step(&mut script, None, 50_000), Err(Failure::Changed));
+    }
+
+    proptest! {
+        #[test]
+        fn random_cuts(
+            which in 0..answers().len(), seed in any::<u64>(), budget in prop_oneof![Just(u64::MAX), 1u64..40_000],
+        ) {
+            let answer = &answers()[which];
+            let (mut transfer, file, whole) = start(answer, false);
+            let mut state = seed;
+            let mut script = Script::new(&file, |_, call| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                match state >> 61 {
+                    0 => Act::Fault(Fault::Interrupted),
+                    1 if call != Call::Read => Act::Fault(Fault::Wait(Interest::Write)),
+                    2 => Act::Take(usize::MAX),
+                    _ => Act::Take(1 + (state >> 32) as usize % 9000),
+                }
+            });
+            prop_assert_eq!(run(&mut transfer, answer, &mut script, budget), Ok(()));
+            prop_assert!(script.out == whole);
+        }
+    }
+}

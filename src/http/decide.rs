@@ -28,8 +28,8 @@ pub struct Decision<'a> {
     pub(super) boundary: Option<Boundary>,
 }
 
-/// Decides. The spans of a 206 go to `spans`, in the order they will be sent; fewer places than
-/// `ex.max_ranges` lower that limit.
+/// Decides. The spans of a 206 go to `spans`, in the order they will be sent; with fewer than
+/// `MAX_RANGES` places, more ranges than fit send the whole.
 pub fn decide<'a>(ex: &'a Exchange<'a>, spans: &mut [Span]) -> Result<Decision<'a>, Error> {
     let (request, representation) = (&ex.request, &ex.representation);
     if !(200..=999).contains(&ex.status) || ex.max_ranges > MAX_RANGES || !is_token(request.method) {
@@ -55,7 +55,8 @@ pub fn decide<'a>(ex: &'a Exchange<'a>, spans: &mut [Span]) -> Result<Decision<'
         boundary: None,
     };
     if !ex.is_evaluated() {
-        if matches!(ex.status, 204 | 304) {
+        // RFC 9110 15.3.5, 15.3.6, 15.4.5.
+        if matches!(ex.status, 204 | 205 | 304) {
             decision.content_length = 0;
         }
     } else {
@@ -85,9 +86,7 @@ fn apply_range<'a>(ex: &Exchange<'a>, spans: &mut [Span], decision: &mut Decisio
     if decision.method != Method::Get || !conditions::range_applies(request, ex.now, &decision.validators) {
         return;
     }
-    let limit = ex.max_ranges.min(spans.len());
-    let spans = &mut spans[..limit];
-    match range::parse(trim(value), representation.length, spans) {
+    match range::parse(trim(value), representation.length, ex.max_ranges, spans) {
         Ranges::Ignored => {}
         Ranges::Unsatisfiable => decision.empty(416),
         Ranges::Satisfiable(1) => {

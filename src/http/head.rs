@@ -218,7 +218,7 @@ impl Slots {
         let mut seen = 0;
         for index in 0..ex.headers.len() {
             let header = ex.headers.get(index);
-            if !is_token(header.name) || !is_value(header.value) {
+            if !is_token(header.name) || header.rule != Rule::Remove && !is_value(header.value) {
                 return Err(Error::Field);
             }
             let (kind, once) = classify(header.name);

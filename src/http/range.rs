@@ -45,6 +45,13 @@ fn number(digits: &[u8]) -> Option<u64> {
     })
 }
 
+/// Whether one number is less than another, however many digits they have.
+fn is_less(a: &[u8], b: &[u8]) -> bool {
+    let significant = |digits: &[u8]| digits.iter().position(|b| *b != b'0').unwrap_or(digits.len());
+    let (a, b) = (&a[significant(a)..], &b[significant(b)..]);
+    (a.len(), a) < (b.len(), b)
+}
+
 /// One range-spec: None if it is invalid; Some(None) if it names no byte of the representation.
 fn spec(spec: &[u8], length: u64) -> Option<Option<Span>> {
     let dash = spec.iter().position(|b| *b == b'-')?;
@@ -54,11 +61,12 @@ fn spec(spec: &[u8], length: u64) -> Option<Option<Span>> {
         let suffix = number(last)?.min(length);
         return Some((suffix > 0).then(|| Span { offset: length - suffix, length: suffix }));
     }
-    let first = number(first)?;
-    let last = if last.is_empty() { u64::MAX } else { number(last)? };
-    if first > last {
+    if !last.is_empty() && is_less(last, first) {
+        // RFC 9110 14.1.1: invalid, and with it the whole field.
         return None;
     }
+    let first = number(first)?;
+    let last = if last.is_empty() { u64::MAX } else { number(last)? };
     // `last` may be u64::MAX; below `length` both ends can be computed with.
     Some((first < length).then(|| Span { offset: first, length: last.min(length - 1) - first + 1 }))
 }
@@ -98,8 +106,8 @@ fn join(a: Span, b: Span) -> Span {
 
 /// Reads the field `value` for a representation of `length` bytes into `spans`, in the order asked
 /// for, merged where they overlap or touch. So they never add up to more than `length`. More than
-/// `spans` has room for is `Ignored`, never a subset.
-pub(crate) fn parse(value: &[u8], length: u64, spans: &mut [Span]) -> Ranges {
+/// `limit`, or at any time more than `spans` has room for, is `Ignored`, never a subset.
+pub(crate) fn parse(value: &[u8], length: u64, limit: usize, spans: &mut [Span]) -> Ranges {
     // RFC 9110 14.1: range units are case-insensitive. 14.2: an unknown one must be ignored.
     let Some((unit, set)) = value.split_at_checked(6) else { return Ranges::Ignored };
     if !unit.eq_ignore_ascii_case(b"bytes=") || length == 0 {
@@ -123,6 +131,7 @@ pub(crate) fn parse(value: &[u8], length: u64, spans: &mut [Span]) -> Ranges {
     match (seen, n) {
         (0, _) => Ranges::Ignored,
         (_, 0) => Ranges::Unsatisfiable,
+        (_, n) if n > limit => Ranges::Ignored,
         _ => Ranges::Satisfiable(n),
     }
 }
@@ -134,7 +143,7 @@ mod tests {
 
     fn run(value: &str, length: u64) -> Result<Vec<(u64, u64)>, Ranges> {
         let mut spans = [Span::default(); MAX_RANGES];
-        match parse(value.as_bytes(), length, &mut spans) {
+        match parse(value.as_bytes(), length, spans.len(), &mut spans) {
             Ranges::Satisfiable(n) => Ok(spans[..n].iter().map(|s| (s.offset, s.end() - 1)).collect()),
             other => Err(other),
         }
@@ -146,6 +155,15 @@ mod tests {
         assert_eq!(run("bytes=50-59,0-9,20-29,10-19", 100), Ok(vec![(50, 59), (0, 29)]));
         assert_eq!(run("bytes=20-29,0-9,10-15", 100), Ok(vec![(20, 29), (0, 15)]));
         assert_eq!(run("bytes=5-5,3-3,1-1,2-2", 100), Ok(vec![(5, 5), (1, 3)]));
+    }
+
+    #[test]
+    fn numbers_of_any_length_are_compared() {
+        let huge = "18446744073709551625";
+        assert_eq!(run(&format!("bytes=0-{huge}"), 10), Ok(vec![(0, 9)]));
+        assert_eq!(run(&format!("bytes=1{huge}-{huge}"), 10), Err(Ranges::Ignored));
+        assert_eq!(run(&format!("bytes={huge}-{huge}"), 10), Err(Ranges::Unsatisfiable));
+        assert_eq!(run("bytes=0000000000000000000000005-6", 10), Ok(vec![(5, 6)]));
     }
 
     #[test]
@@ -195,7 +213,7 @@ mod tests {
         #[test]
         fn never_panics_and_never_exceeds(value in "bytes=[-0-9, ]{0,60}", length in any::<u64>()) {
             let mut spans = [Span::default(); 4];
-            if let Ranges::Satisfiable(n) = parse(value.as_bytes(), length, &mut spans) {
+            if let Ranges::Satisfiable(n) = parse(value.as_bytes(), length, spans.len(), &mut spans) {
                 let sum: u128 = spans[..n].iter().map(|s| u128::from(s.length)).sum();
                 prop_assert!(n > 0 && sum <= u128::from(length));
                 for span in &spans[..n] {
