@@ -28,7 +28,7 @@ def requests(environ: dict[str, Any], message: http.client.HTTPMessage) -> None:
 
 def files(sock: socket.socket, tls: ssl.SSLSocket, mapped: mmap.mmap, path: pathlib.Path, binary: io.BytesIO) -> None:
     """Everything that can be sent, and everything that it can be sent on."""
-    for file in (0, "a", path, binary, b"", bytearray(), memoryview(b""), mapped, open("a", "rb")):
+    for file in (0, "a", path, binary, b"", bytearray(), memoryview(b""), mapped, io.FileIO("a")):
         sendgate.respond(sock, None, file)
     result: sendgate.Result = sendgate.respond(tls, None, "a", headers=[("A", "b"), (b"C", "d", sendgate.Rule.APPEND)])
     connection: sendgate.Connection = result.connection
@@ -36,7 +36,7 @@ def files(sock: socket.socket, tls: ssl.SSLSocket, mapped: mmap.mmap, path: path
         sendgate.respond(7, sendgate.Request(), opened, headers={"A": "b"}, etag='"x"', last_modified=0, timeout=1.5)
     sendgate.respond(sock, None, None)  # type: ignore[arg-type]
     sendgate.respond(sock, b"GET / HTTP/1.1\r\n\r\n", "a")  # type: ignore[arg-type]
-    sendgate.respond(sock, None, "a", True)  # type: ignore[misc]
+    sendgate.respond(sock, None, "a", True)  # type: ignore[arg-type, call-arg]
     print(connection)
 
 

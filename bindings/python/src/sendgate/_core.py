@@ -206,8 +206,6 @@ _CONSULTED = frozenset(
 _ENVIRON_KEYS = tuple(
     ("HTTP_" + name.decode().upper().replace("-", "_"), name) for name in sorted(_CONSULTED - {b"content-length"})
 )
-#: RFC 9110 5.5: CR, LF and NUL in a value are replaced by SP (or the message is refused).
-_TO_SPACE = bytes.maketrans(b"\r\n\0", b"   ")
 
 
 class Request:
@@ -257,7 +255,7 @@ class Request:
             fields = ffi.new("sendgate_field[]", len(lines))
             for field, (name, value) in zip(fields, lines):
                 _set_str(field.name, name, keep)
-                _set_str(field.value, value.translate(_TO_SPACE), keep)
+                _set_str(field.value, value, keep)
             needed = ffi.new("size_t *")
             scratch = _NULL
             status = lib.sendgate_request_from_fields(request, fields, len(lines), scratch, 0, needed)
@@ -562,6 +560,10 @@ class _Source:
         if view is not None:
             ffi.release(view)
         self._keep.clear()
+
+    def __del__(self) -> None:
+        # A transfer that was dropped half-way.
+        self.close()
 
 
 # ---- Exchanges ----
@@ -1067,8 +1069,7 @@ class Transfer:
         self._enter()
         try:
             code = lib.sendgate_transfer_step(self._handle, _int(budget, 0, 2**64 - 1, "budget"), self._c)
-            if code <= 0 and self._exchange is not None:
-                self._exchange.close()
+            self._let_go(code)
             _finish(code, self._c, self._sink)
             return Step(code)
         finally:
@@ -1083,10 +1084,11 @@ class Transfer:
         self._enter()
         try:
             with ffi.from_buffer("uint8_t[]", buffer, require_writable=True) as room:
+                if len(room) == 0:
+                    raise _invalid("there is no room in the buffer")
                 length = ffi.new("size_t *")
                 code = lib.sendgate_transfer_pull(self._handle, room, len(room), length, self._c)
-            if code <= 0 and self._exchange is not None:
-                self._exchange.close()
+            self._let_go(code)
             _finish(code, self._c, None)
             return int(length[0])
         finally:
@@ -1114,6 +1116,12 @@ class Transfer:
         if self._handle is None and not closing:
             self._lock.release()
             raise ValueError("the transfer is closed")
+
+    def _let_go(self, code: int) -> None:
+        """Once the response is done or has failed, the library no longer looks at what it borrowed."""
+        done = code == lib.SENDGATE_OK or (code < 0 and code != lib.SENDGATE_ERR_INVALID)
+        if done and self._exchange is not None:
+            self._exchange.close()
 
     def _end(self) -> None:
         if self._exchange is not None:

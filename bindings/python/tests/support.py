@@ -1,0 +1,106 @@
+"""Connections and servers for the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class Pipe:
+    """The two ends of a connection, with a thread that collects what arrives at the client's."""
+
+    def __init__(self, server: socket.socket, client: socket.socket) -> None:
+        self.server = server
+        self.client = client
+        self._chunks: list[bytes] = []
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                chunk = self.client.recv(1 << 16)
+                if not chunk:
+                    break
+                self._chunks.append(chunk)
+
+    def received(self) -> bytes:
+        """Close the server's end, and return all that arrived."""
+        self.server.close()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        return b"".join(self._chunks)
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """(server, client), connected over loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+    return server, client
+
+
+def split(response: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Status, fields by lower-case name, body."""
+    head, _, body = response.partition(b"\r\n\r\n")
+    lines = head.decode("latin-1").split("\r\n")
+    fields = {}
+    for line in lines[1:]:
+        name, _, value = line.partition(": ")
+        assert name.lower() not in fields, f"{name} twice: {head!r}"
+        fields[name.lower()] = value
+    return int(lines[0].split(" ")[1]), fields, body
+
+
+class Server:
+    """A ``python -m sendgate`` in its own process."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int, log: Path) -> None:
+        self.process = process
+        self.port = port
+        self.log_path = log
+        self.url = f"http://127.0.0.1:{port}/"
+
+    @property
+    def log(self) -> str:
+        """What it wrote to stderr so far."""
+        return self.log_path.read_text()
+
+    def raw(self, request: bytes) -> bytes:
+        """Send bytes, end the sending side, and return everything until the server closes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+            chunks = []
+            while chunk := connection.recv(1 << 16):
+                chunks.append(chunk)
+        return b"".join(chunks)
+
+    def get(self, target: str, *fields: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
+        """One request, one answer."""
+        lines = [f"{method} {target} HTTP/1.1", "Host: localhost", "Connection: close", *fields]
+        return split(self.raw(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")))
+
+
+@contextlib.contextmanager
+def running_server(directory: Path, log: Path, *options: str) -> Iterator[Server]:
+    """Start the command, wait until it says where it is, and stop it at the end."""
+    command = [sys.executable, "-m", "sendgate", str(directory), "--port", "0", *options]
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        match = re.fullmatch(r"Serving .* at http://.*:(\d+)/\n", line)
+        assert match, f"{line!r}: {log.read_text()}"
+        yield Server(process, int(match[1]), log)
+    finally:
+        process.terminate()
+        process.wait(20)
+        process.stdout.close()
