@@ -55,7 +55,7 @@ bench-decide: ## the micro-benchmark of decide plus head
 	$(CARGO) bench --locked --bench decide -- --quick
 
 soak: ## the properties with a hundred times as many cases
-	PROPTEST_CASES=25600 $(CARGO) test --locked --release --lib --test oracle
+	PROPTEST_CASES=25600 $(CARGO) test --locked --release --lib
 
 clean: ## remove what was built
 	rm -rf target .venv

@@ -267,7 +267,7 @@ pub fn judge(row: &Row, answer: &Answer) -> Result<(), String> {
     {
         return Err(format!("keep_alive {}", answer.keep_alive));
     }
-    if answer.keep_alive == values("Connection").iter().any(|value| *value == "close") {
+    if answer.keep_alive == values("Connection").contains(&"close") {
         return Err(format!("keep_alive {}, Connection {:?}", answer.keep_alive, values("Connection")));
     }
     Ok(())

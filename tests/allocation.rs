@@ -1,0 +1,176 @@
+//! Deciding, writing a head and sending allocate nothing: counted by the allocator.
+
+use sendgate::ffi::decide::{sendgate_decide, sendgate_head_bytes, sendgate_head_fields, sendgate_rep_from_fd};
+use sendgate::ffi::send::{
+    sendgate_respond, sendgate_transfer, sendgate_transfer_free, sendgate_transfer_new, sendgate_transfer_start,
+    sendgate_transfer_step,
+};
+use sendgate::ffi::status::{SENDGATE_OK, SENDGATE_WANT_WRITE};
+use sendgate::ffi::types::*;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+
+/// The system's allocator, counting what this thread asks for.
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: every call is passed on unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's own promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's own promise.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn allocations(run: impl FnOnce()) -> usize {
+    let before = ALLOCATIONS.get();
+    run();
+    ALLOCATIONS.get() - before
+}
+
+fn text(text: &str) -> sendgate_str {
+    sendgate_str { ptr: text.as_ptr().cast(), len: text.len() }
+}
+
+/// A struct of zeros that knows its size, as a C program makes it.
+fn zeroed<T>() -> T {
+    // SAFETY: the structs of the ABI consist of integers and pointers, for which zero is valid.
+    let mut value: T = unsafe { std::mem::zeroed() };
+    // SAFETY: their first member is their size.
+    unsafe { (&raw mut value).cast::<usize>().write(size_of::<T>()) };
+    value
+}
+
+/// Runs `check` with exchanges for every kind of answer from a file of `length` bytes.
+fn exchanges(length: usize, mut check: impl FnMut(&str, &sendgate_exchange)) {
+    let mut file = tempfile();
+    file.write_all(&vec![7; length]).unwrap();
+    let mut etag = [0; SENDGATE_ETAG_MAX];
+    let mut rep: sendgate_rep = zeroed();
+    let fd = file.as_raw_fd();
+    // SAFETY: valid pointers, and the sizes that belong to them.
+    let status =
+        unsafe { sendgate_rep_from_fd(&raw mut rep, fd, 0, etag.as_mut_ptr(), etag.len(), std::ptr::null_mut()) };
+    assert_eq!(status, SENDGATE_OK);
+    rep.content_type = text("text/plain");
+    rep.mtime = 784_111_777;
+    let headers = [sendgate_header {
+        field: sendgate_field { name: text("Cache-Control"), value: text("max-age=60") },
+        rule: SENDGATE_RULE_OVERRIDE,
+        reserved: 0,
+    }];
+    let (none, star) = (sendgate_str { ptr: std::ptr::null(), len: 0 }, text("*"));
+    for (method, if_none_match, if_match, range) in [
+        ("GET", none, none, none),
+        ("HEAD", none, none, none),
+        ("GET", star, none, none),
+        ("GET", none, text("\"other\""), none),
+        ("GET", none, none, text("bytes=1-500")),
+        ("GET", none, none, text("bytes=9999999-")),
+    ] {
+        let mut request: sendgate_request = zeroed();
+        request.method = text(method);
+        request.if_none_match = if_none_match;
+        request.if_match = if_match;
+        request.range = range;
+        let mut ex: sendgate_exchange = zeroed();
+        ex.request = &raw const request;
+        ex.rep = &raw const rep;
+        ex.headers = headers.as_ptr();
+        ex.n_headers = headers.len();
+        check(method, &ex);
+    }
+}
+
+fn tempfile() -> std::fs::File {
+    // SAFETY: a NUL-terminated name.
+    let fd = unsafe { libc::memfd_create(c"sendgate".as_ptr(), libc::MFD_CLOEXEC) };
+    assert!(fd >= 0);
+    // SAFETY: it was just made, for us alone.
+    unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) }
+}
+
+/// The allocator does count.
+#[test]
+fn the_counter_counts() {
+    assert_eq!(allocations(|| drop(std::hint::black_box(Box::new(1)))), 1);
+}
+
+#[test]
+fn deciding_and_heads() {
+    exchanges(100_000, |what, ex| {
+        let mut ranges = [sendgate_range::default(); 64];
+        let mut decision: sendgate_decision = zeroed();
+        let (mut head, mut length) = ([0; 1024], 0);
+        let mut fields = [sendgate_field { name: text(""), value: text("") }; 16];
+        let (mut scratch, mut n_fields, mut needed) = ([0; 512], 0, 0);
+        let count = allocations(|| {
+            // SAFETY: valid pointers, and the sizes that belong to them.
+            let decided = unsafe { sendgate_decide(ex, ranges.as_mut_ptr(), ranges.len(), &raw mut decision) };
+            // SAFETY: as above.
+            let written = unsafe { sendgate_head_bytes(ex, head.as_mut_ptr(), head.len(), &raw mut length) };
+            let (place, cap) = (fields.as_mut_ptr(), fields.len());
+            // SAFETY: as above.
+            let listed = unsafe {
+                let scratch = scratch.as_mut_ptr();
+                sendgate_head_fields(ex, place, cap, scratch, 512, &raw mut n_fields, &raw mut needed)
+            };
+            assert_eq!((decided, written, listed), (SENDGATE_OK, SENDGATE_OK, SENDGATE_OK));
+        });
+        assert_eq!(count, 0, "{what}");
+    });
+}
+
+/// Sends with both drivers on a socket pair that a thread reads from.
+#[test]
+fn sending() {
+    for length in [1000, 16_384, 300_000] {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let reader = std::thread::spawn(move || std::io::copy(&mut theirs, &mut std::io::sink()));
+        let mut sink: sendgate_sink = zeroed();
+        sink.fd = ours.as_raw_fd();
+        let mut transfer: *mut sendgate_transfer = std::ptr::null_mut();
+        // SAFETY: a writable pointer.
+        assert_eq!(unsafe { sendgate_transfer_new(&raw mut transfer) }, SENDGATE_OK);
+        exchanges(length, |what, ex| {
+            let mut result: sendgate_result = zeroed();
+            let count = allocations(|| {
+                // SAFETY: valid structs, and a handle of our own.
+                let started = unsafe { sendgate_transfer_start(transfer, ex, &raw const sink) };
+                assert_eq!(started, SENDGATE_OK);
+                // SAFETY: as above.
+                while unsafe { sendgate_transfer_step(transfer, 0, &raw mut result) } == SENDGATE_WANT_WRITE {
+                    std::thread::yield_now();
+                }
+                assert_eq!((result.status, result.connection), (SENDGATE_OK, SENDGATE_CONN_REUSABLE));
+            });
+            assert_eq!(count, 0, "{what} of {length}");
+            let count = allocations(|| {
+                // SAFETY: valid structs.
+                let status = unsafe { sendgate_respond(ex, &raw const sink, &raw mut result) };
+                assert_eq!(status, SENDGATE_OK);
+            });
+            assert_eq!(count, 0, "{what} of {length}, blocking");
+        });
+        // SAFETY: a handle of our own, freed once.
+        unsafe { sendgate_transfer_free(transfer) };
+        drop(ours);
+        reader.join().unwrap().unwrap();
+    }
+}
