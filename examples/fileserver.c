@@ -17,8 +17,7 @@
  *   body up to 16 KiB          fstat, pread, send
  *   larger                     fstat, send, sendfile for each time the socket has room
  *
- * How it is laid out: 1. lists  2. files kept open  3. from request to file  4. a connection's life
- * 5. the loop. Start reading at `serve` in part 4.
+ * Start reading at `serve` in part 4.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -53,8 +52,7 @@ enum {
     N_EVENTS = 128,
 };
 
-/* Seconds, read once per turn of the loop: `tick` only ever goes forward, `wall` is what Date shows. */
-static int64_t tick, wall;
+static int64_t tick, wall; /* seconds, read once per turn of the loop; tick never goes back, wall is what Date shows */
 static int dir_fd, epoll_fd;
 
 static void die(const char *what)
@@ -66,6 +64,11 @@ static void die(const char *what)
 static sendgate_str str(const char *s)
 {
     return (sendgate_str){s, strlen(s)};
+}
+
+static bool is(sendgate_str s, const char *word)
+{
+    return s.len == strlen(word) && memcmp(s.ptr, word, s.len) == 0;
 }
 
 /* ---- 1. Lists --------------------------------------------------------------------------------- */
@@ -149,18 +152,16 @@ static bool file_is_current(struct file *f)
 static const char *type_of(const char *path)
 {
     static const char *const types[][2] = {
-        {"css", "text/css"}, {"csv", "text/csv"}, {"gif", "image/gif"}, {"gz", "application/gzip"}, {"html", "text/html"},
-        {"ico", "image/x-icon"}, {"jpeg", "image/jpeg"}, {"jpg", "image/jpeg"},
-        {"js", "text/javascript"}, {"json", "application/json"}, {"md", "text/markdown"}, {"mp3", "audio/mpeg"},
-        {"mp4", "video/mp4"}, {"ogg", "audio/ogg"}, {"pdf", "application/pdf"}, {"png", "image/png"},
-        {"svg", "image/svg+xml"}, {"txt", "text/plain"}, {"wasm", "application/wasm"}, {"webm", "video/webm"},
-        {"webp", "image/webp"}, {"woff2", "font/woff2"}, {"xml", "application/xml"}, {"zip", "application/zip"}};
+        {"css", "text/css"}, {"csv", "text/csv"}, {"gif", "image/gif"}, {"gz", "application/gzip"},
+        {"html", "text/html"}, {"ico", "image/x-icon"}, {"jpeg", "image/jpeg"}, {"jpg", "image/jpeg"},
+        {"js", "text/javascript"}, {"json", "application/json"}, {"md", "text/markdown"}, {"mp4", "video/mp4"},
+        {"pdf", "application/pdf"}, {"png", "image/png"}, {"svg", "image/svg+xml"}, {"txt", "text/plain"},
+        {"wasm", "application/wasm"}, {"webp", "image/webp"}, {"woff2", "font/woff2"}, {"xml", "application/xml"}};
     const char *name = strrchr(path, '/');
     const char *dot = strrchr(name != NULL ? name : path, '.');
-    if (dot != NULL)
-        for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
-            if (strcasecmp(dot + 1, types[i][0]) == 0)
-                return types[i][1];
+    for (size_t i = 0; dot != NULL && i < sizeof types / sizeof types[0]; i++)
+        if (strcasecmp(dot + 1, types[i][0]) == 0)
+            return types[i][1];
     return "application/octet-stream";
 }
 
@@ -234,7 +235,6 @@ static unsigned decode_target(sendgate_str target, char path[PATH_MAX], uint32_t
     }
     while (p < end && *p == '/')
         p++;
-
     size_t n = 0;
     uint32_t h = 2166136261u;
     static const char index[] = "index.html";
@@ -289,11 +289,10 @@ static unsigned status_of(int error)
 
 struct conn {
     struct link link;            /* first, so that a list's links are connections */
+    struct link *list;           /* the one it is in */
     int fd;
-    bool readable;               /* recv may find something: edge-triggered events tell it only once */
-    bool ended;                  /* the client has shut its side: recv must go on until it says so */
+    bool readable, ended;        /* recv may find something; may find the end: events tell each only once */
     bool sending;                /* a response is under way */
-    bool lingers;
     int64_t since;               /* tick of entering `waiting`, or of the last progress there */
     sendgate_transfer *transfer; /* made once, started for each request */
     struct file *file;           /* of the response under way */
@@ -310,13 +309,15 @@ static void conn_move(struct conn *c, struct link *list)
 {
     link_remove(&c->link);
     link_append(list, &c->link);
+    c->list = list;
+    c->since = tick;
 }
 
-/* In `waiting`, with the time starting anew. */
+/* In `waiting`, with the time starting anew. Within the same second it stays where it is. */
 static void conn_wait(struct conn *c)
 {
-    c->since = tick;
-    conn_move(c, &waiting);
+    if (c->list != &waiting || c->since != tick)
+        conn_move(c, &waiting);
 }
 
 /* Events of this round may still point here, so the memory is freed only after them. */
@@ -333,10 +334,8 @@ static void conn_close(struct conn *c)
  * client has read it. So: say that no more will come, and read until the client closes too (RFC 9112 9.6). */
 static void conn_linger(struct conn *c)
 {
-    if (!c->lingers) {
+    if (c->list != &lingering) {
         shutdown(c->fd, SHUT_WR);
-        c->lingers = true;
-        c->since = tick;
         conn_move(c, &lingering);
     }
     ssize_t n;
@@ -349,13 +348,13 @@ static void conn_linger(struct conn *c)
 static bool transfer_start(struct conn *c, const sendgate_exchange *ex)
 {
     sendgate_sink sink = {.size = sizeof sink, .fd = c->fd, .flags = SENDGATE_SINK_SIGPIPE_IGNORED};
-    c->sending = sendgate_transfer_start(c->transfer, ex, &sink) == SENDGATE_OK;
-    return c->sending;
+    return c->sending = sendgate_transfer_start(c->transfer, ex, &sink) == SENDGATE_OK;
 }
 
 /* An answer without a file: its body is the status. header may be NULL. request is NULL if it could not be read; then
  * the connection can't go on either. */
-static bool answer_status(struct conn *c, const sendgate_request *request, unsigned status, const sendgate_header *header)
+static bool answer_status(struct conn *c, const sendgate_request *request, unsigned status,
+                          const sendgate_header *header)
 {
     static const char *const texts[] = {
         "301 Moved Permanently\n", "400 Bad Request\n", "403 Forbidden\n", "404 Not Found\n",
@@ -376,9 +375,7 @@ static bool answer_status(struct conn *c, const sendgate_request *request, unsig
 /* Start the answer to one request. false: can't even be answered. */
 static bool answer(struct conn *c, const sendgate_request *request)
 {
-    bool get = request->method.len == 3 && memcmp(request->method.ptr, "GET", 3) == 0;
-    bool head = request->method.len == 4 && memcmp(request->method.ptr, "HEAD", 4) == 0;
-    if (!get && !head) {
+    if (!is(request->method, "GET") && !is(request->method, "HEAD")) {
         sendgate_header allow = {.field = {str("Allow"), str("GET, HEAD")}};
         return answer_status(c, request, 405, &allow);
     }
@@ -452,10 +449,9 @@ static enum found serve_request(struct conn *c)
     if (line)
         rc = sendgate_request_from_head(&request, c->buf + c->begin, c->end - c->begin, scratch, sizeof scratch, NULL,
                                         &head_len);
-    bool started;
+    bool started = false;
     if (rc == SENDGATE_OK) {
-        c->begin += head_len;
-        c->searched = c->begin;
+        c->searched = c->begin += head_len;
         started = answer(c, &request);
     } else if (rc != SENDGATE_WANT_READ) {
         started = answer_status(c, NULL, 400, NULL);
@@ -488,9 +484,8 @@ static bool serve_receive(struct conn *c)
             c->readable = c->ended;
         return true;
     }
-    if (n < 0 && errno == EAGAIN)
-        c->readable = false;
-    else
+    c->readable = false;
+    if (n == 0 || errno != EAGAIN)
         conn_close(c);
     return false;
 }
@@ -526,7 +521,7 @@ static void conn_event(struct conn *c, uint32_t events)
         c->readable = true;
     if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
         c->ended = true;
-    if (c->lingers)
+    if (c->list == &lingering)
         conn_linger(c);
     else if (!c->sending || events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
         serve(c);
@@ -541,7 +536,6 @@ static bool conn_new(int fd)
         return false;
     memset(c, 0, offsetof(struct conn, buf));
     c->fd = fd;
-    c->since = tick;
     /* All events at once and edge-triggered: epoll is never told anything again about this connection. */
     struct epoll_event ev = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = c};
     if (sendgate_transfer_new(&c->transfer) != SENDGATE_OK || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &ev) < 0) {
@@ -549,7 +543,8 @@ static bool conn_new(int fd)
         free(c);
         return false;
     }
-    link_append(&waiting, &c->link);
+    c->link.prev = c->link.next = &c->link; /* in no list yet */
+    conn_move(c, &waiting);
     return true;
 }
 
@@ -691,7 +686,6 @@ int main(int argc, char **argv)
         die("fileserver: epoll");
 
     loop(&listener, &signals);
-
     conns_close_older(&waiting, INT64_MAX);
     conns_close_older(&ready, INT64_MAX);
     conns_close_older(&lingering, INT64_MAX);
