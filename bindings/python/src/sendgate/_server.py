@@ -407,7 +407,8 @@ class DirectoryServer(ThreadingHTTPServer):
         try:
             super().__init__(info[4][:2], Handler)  # type: ignore[arg-type]
         except BaseException:
-            os.close(self.root_fd)
+            # Where binding fails, the base class has called server_close() already.
+            self._close_root()
             raise
 
     def server_bind(self) -> None:
@@ -431,9 +432,12 @@ class DirectoryServer(ThreadingHTTPServer):
     def server_close(self) -> None:
         """Close the port and the folder."""
         super().server_close()
-        if self.root_fd >= 0:
-            os.close(self.root_fd)
-            self.root_fd = -1
+        self._close_root()
+
+    def _close_root(self) -> None:
+        fd, self.root_fd = self.root_fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     @property
     def url(self) -> str:
