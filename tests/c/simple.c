@@ -176,6 +176,11 @@ static void file_fd_range(void)
         {0, INT64_MAX, SENDGATE_ERR_TRUNCATED},
     };
     int before = open_fds();
+    /* Too large to be read before the head goes out: the end has to be compared with the size. */
+    check_case("response_file_fd_range past the end of a large file");
+    CHECK_STATUS(sendgate_response_file_fd_range(&sink, NULL, 206, NULL, 0, given("large"), 1, LARGE + 1, &result),
+                 SENDGATE_ERR_TRUNCATED);
+    check_result(&result, SENDGATE_ERR_TRUNCATED, result.http_status, SENDGATE_CONN_UNTOUCHED);
     for (size_t i = 0; i < N(refusals); i++) {
         check_case("response_file_fd_range from %llu to %llu", (unsigned long long)refusals[i].start,
                    (unsigned long long)refusals[i].end);
@@ -353,7 +358,7 @@ static void flat(void)
     CHECK_INT(len, 0);
 
     check_case("respond_fd: a peer that does not read");
-    int large = file_make("large", 16 << 20), pair[2];
+    int large = file_make("larger", 16 << 20), pair[2];
     make_pair(UNIX_PAIR, 0, pair);
     int64_t start = now_ms();
     CHECK_STATUS(sendgate_respond_fd(pair[0], large, NULL, 0, NULL, NULL, 200, NULL, NULL, NULL), SENDGATE_ERR_TIMEOUT);
@@ -374,6 +379,7 @@ int main(void)
     MUST(signal(SIGPIPE, SIG_DFL) != SIG_ERR);
     close(file_make("answer", SIZE));
     close(file_make("empty", 0));
+    close(file_make("large", LARGE));
     MUST(mkfifo("fifo", 0666) == 0);
     make_pair(UNIX_PAIR, 0, sockets);
     memset(&sink, 0, sizeof sink);
