@@ -4,7 +4,7 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use sendgate::http::{
-    Buffer, Exchange, HeadForm, Header, MAX_RANGES, Modified, Representation, Request, Rule, Span, decide, write_head,
+    Buffer, Exchange, HeadForm, Header, MAX_RANGES, Modified, Representation, Request, Rule, Spans, decide, write_head,
 };
 use std::hint::black_box;
 
@@ -31,11 +31,11 @@ fn exchange<'a>(request: Request<'a>, headers: &'a [Header<'a>; 1]) -> Exchange<
 }
 
 fn decide_and_head(ex: &Exchange<'_>) -> usize {
-    let mut spans = [Span::default(); MAX_RANGES];
+    let mut spans = Spans::new();
     let mut space = [0; 1024];
     let decision = decide(ex, &mut spans).expect("valid");
     let mut out = Buffer::new(&mut space);
-    write_head(ex, &decision, &spans[..decision.n_ranges], HeadForm::Http1, &mut out);
+    write_head(ex, &decision, &spans, HeadForm::Http1, &mut out);
     black_box(out.written().len())
 }
 

@@ -8,7 +8,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::http::{self, Buffer, Decision, Exchange, HeadForm, MAX_RANGES, Span};
+use crate::http::{self, Buffer, Decision, Exchange, HeadForm, Span};
 
 /// Heads up to that many bytes are kept in the plan itself; longer ones in memory of their own.
 pub(crate) const INLINE_TEXT: usize = 512;
@@ -81,10 +81,9 @@ impl Plan {
         &mut self,
         ex: &Exchange<'_>,
         decision: &Decision<'_>,
-        spans: &[Span; MAX_RANGES],
+        spans: &[Span],
         form: HeadForm,
     ) -> Result<(), OutOfMemory> {
-        let spans = &spans[..decision.n_ranges];
         let has_body = decision.body_length > 0;
         let multipart = spans.len() > 1 && has_body;
         let write = |out: &mut Buffer<'_>, rest: Option<&mut Vec<Piece>>| {
@@ -218,7 +217,7 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::{Header, Representation, Request, decide};
+    use crate::http::{Header, MAX_RANGES, Representation, Request, Spans, decide};
 
     fn plan(range: &[u8], length: u64, headers: &[Header<'_>; 1]) -> (Plan, Vec<u8>) {
         let request = Request { method: b"GET", range: Some(range), ..Request::default() };
@@ -234,14 +233,13 @@ mod tests {
             close: false,
             max_ranges: MAX_RANGES,
         };
-        let mut spans = [Span::default(); MAX_RANGES];
+        let mut spans = Spans::new();
         let decision = decide(&ex, &mut spans).unwrap();
         let mut plan = Plan::new();
         plan.lay_out(&ex, &decision, &spans, HeadForm::Http1).unwrap();
         let mut text = vec![0; 20_000];
         let mut out = Buffer::new(&mut text);
-        let spans = &spans[..decision.n_ranges];
-        http::write_head(&ex, &decision, spans, HeadForm::Http1, &mut out);
+        http::write_head(&ex, &decision, &spans, HeadForm::Http1, &mut out);
         let mut whole = out.written().to_vec();
         if decision.n_ranges < 2 {
             let length = decision.body_length;
@@ -252,7 +250,7 @@ mod tests {
         for index in 0..=spans.len() {
             let mut text = [0; 1000];
             let mut out = Buffer::new(&mut text);
-            http::write_body_text(&ex, &decision, spans, index, &mut out);
+            http::write_body_text(&ex, &decision, &spans, index, &mut out);
             whole.extend(out.written());
             if let Some(span) = spans.get(index) {
                 whole.extend((span.offset..span.offset + span.length).map(content));

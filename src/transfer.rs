@@ -1,6 +1,6 @@
 //! A plan and a place for its bytes, step by step.
 
-use crate::http::{self, Exchange, HeadForm, MAX_RANGES, Span};
+use crate::http::{self, Exchange, HeadForm, Span, Spans};
 use crate::io::file::Stamp;
 use crate::io::{Fault, Interest, Io};
 use crate::plan::{OutOfMemory, Plan, Segment};
@@ -87,7 +87,7 @@ impl Transfer {
     ) -> Result<(), Refusal> {
         self.http_status = 0;
         self.ended = Some(Ok(()));
-        let mut spans = [Span::default(); MAX_RANGES];
+        let mut spans = Spans::new();
         let decision = http::decide(ex, &mut spans)?;
         self.plan.lay_out(ex, &decision, &spans, form)?;
         self.http_status = decision.status;
@@ -284,7 +284,7 @@ fn clamp(length: usize, limit: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::{Header, Modified, Representation, Request, Rule};
+    use crate::http::{Header, MAX_RANGES, Modified, Representation, Request, Rule};
     use proptest::prelude::*;
 
     /// What a script lets a call do.

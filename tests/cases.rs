@@ -4,7 +4,7 @@ mod rows;
 
 use rows::{Answer, Row};
 use sendgate::http::{
-    Buffer, Error, Exchange, HeadForm, Header, MAX_RANGES, Modified, Representation, Request, Rule, Span, decide,
+    Buffer, Error, Exchange, HeadForm, Header, MAX_RANGES, Modified, Representation, Request, Rule, Spans, decide,
     request, write_head,
 };
 
@@ -37,15 +37,14 @@ fn answer(row: &Row) -> Result<Answer, String> {
         close: row.close,
         max_ranges: row.max_ranges,
     };
-    let mut spans = [Span::default(); MAX_RANGES];
+    let mut spans = Spans::new();
     let decision = decide(&ex, &mut spans).map_err(|error| match error {
         Error::Invalid => "INVALID".to_owned(),
         Error::Field => "FIELD".to_owned(),
     })?;
-    let spans = &spans[..decision.n_ranges];
     let mut space = vec![0; 100_000];
     let mut head = Buffer::new(&mut space);
-    write_head(&ex, &decision, spans, HeadForm::Http1, &mut head);
+    write_head(&ex, &decision, &spans, HeadForm::Http1, &mut head);
     Ok(Answer {
         status: decision.status,
         keep_alive: decision.keep_alive,

@@ -8,7 +8,7 @@ use super::structs::{
 use super::types::*;
 use super::{Error, guard};
 use crate::http::request::{self, HeadError};
-use crate::http::{self, Buffer, FieldSink, HeadForm, MAX_RANGES, Request, Source, Span, validator};
+use crate::http::{self, Buffer, FieldSink, HeadForm, Request, Source, Spans, validator};
 use crate::io::file::{Metadata, open_beneath};
 use std::ffi::c_char;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
@@ -246,10 +246,10 @@ pub unsafe extern "C" fn sendgate_decide(
         unsafe { check_out(out) }?;
         // SAFETY: the header asks for `cap` writable ranges.
         let ranges_out = unsafe { slice_mut(ranges, cap) }?;
-        let mut spans = [Span::default(); MAX_RANGES];
+        let mut spans = Spans::new();
         let exchange = input.exchange();
         let decision = http::decide(&exchange, &mut spans)?;
-        for (place, span) in ranges_out.iter_mut().zip(&spans[..decision.n_ranges]) {
+        for (place, span) in ranges_out.iter_mut().zip(spans.iter()) {
             *place = sendgate_range { offset: span.offset, length: span.length };
         }
         let value = sendgate_decision {
@@ -284,11 +284,11 @@ pub unsafe extern "C" fn sendgate_head_bytes(
         if len.is_null() || input.form == HeadForm::None {
             return Err(Error::INVALID);
         }
-        let mut spans = [Span::default(); MAX_RANGES];
+        let mut spans = Spans::new();
         let exchange = input.exchange();
         let decision = http::decide(&exchange, &mut spans)?;
         let mut out = Buffer::new(buf);
-        http::write_head(&exchange, &decision, &spans[..decision.n_ranges], input.form, &mut out);
+        http::write_head(&exchange, &decision, &spans, input.form, &mut out);
         // SAFETY: not NULL, and the header asks for a writable size.
         unsafe { len.write(out.needed()) };
         Ok(if out.needed() <= cap { SENDGATE_OK } else { SENDGATE_ERR_NO_SPACE })
@@ -322,10 +322,10 @@ pub unsafe extern "C" fn sendgate_head_fields(
             n_fields: 0,
             needed: 0,
         };
-        let mut spans = [Span::default(); MAX_RANGES];
+        let mut spans = Spans::new();
         let exchange = input.exchange();
         let decision = http::decide(&exchange, &mut spans)?;
-        http::write_fields(&exchange, &decision, &spans[..decision.n_ranges], input.form, &mut out);
+        http::write_fields(&exchange, &decision, &spans, input.form, &mut out);
         // SAFETY: not NULL, and the header asks for a writable size.
         unsafe { n_fields.write(out.n_fields) };
         // SAFETY: the header asks for NULL or a writable size.

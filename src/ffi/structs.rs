@@ -51,6 +51,10 @@ pub(crate) fn zeroed<T: CStruct>() -> T {
 pub(crate) unsafe fn read_struct<T: CStruct>(p: *const T) -> Result<T, Error> {
     // SAFETY: the same promise.
     let size = unsafe { read_size(p) }?;
+    if size == size_of::<T>() {
+        // SAFETY: readable by the promise, and any bytes are a valid T.
+        return Ok(unsafe { p.read_unaligned() });
+    }
     let known = size.min(size_of::<T>());
     let mut value = zeroed::<T>();
     // SAFETY: `known` bytes are readable by the promise, and within `value`; any bytes are a valid T.

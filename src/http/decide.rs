@@ -5,7 +5,7 @@ use super::etag::EntityTag;
 use super::fields::{has_token, is_token, is_value, trim};
 use super::head::{self, Slots};
 use super::multipart::{self, Boundary};
-use super::range::{self, MAX_RANGES, Ranges, Span};
+use super::range::{MAX_RANGES, Ranges, Spans};
 use super::{Error, Exchange, Method, date, validator};
 
 /// What the answer is: all that its head and its body depend on, beside the exchange and the spans.
@@ -24,14 +24,12 @@ pub struct Decision<'a> {
     pub(super) method: Method,
     pub(super) validators: Validators<'a>,
     pub(super) slots: Slots,
-    /// Set where there are several parts.
-    pub(super) boundary: Option<Boundary>,
 }
 
-/// Decides. The spans of a 206 go to `spans`, in the order they will be sent; with fewer than
-/// `MAX_RANGES` places, more ranges than fit send the whole.
-pub fn decide<'a>(ex: &'a Exchange<'a>, spans: &mut [Span]) -> Result<Decision<'a>, Error> {
+/// Decides. The spans of a 206 go to `spans`.
+pub fn decide<'a>(ex: &'a Exchange<'a>, spans: &mut Spans) -> Result<Decision<'a>, Error> {
     let (request, representation) = (&ex.request, &ex.representation);
+    spans.clear();
     if !(200..=999).contains(&ex.status) || ex.max_ranges > MAX_RANGES || !is_token(request.method) {
         return Err(Error::Invalid);
     }
@@ -52,7 +50,6 @@ pub fn decide<'a>(ex: &'a Exchange<'a>, spans: &mut [Span]) -> Result<Decision<'
         method,
         validators: validators(ex, &slots)?,
         slots,
-        boundary: None,
     };
     if !ex.is_evaluated() {
         // RFC 9110 15.3.5, 15.3.6, 15.4.5.
@@ -80,13 +77,13 @@ impl Decision<'_> {
 }
 
 /// RFC 9110 14.2: GET is the only method for which Range is defined.
-fn apply_range<'a>(ex: &Exchange<'a>, spans: &mut [Span], decision: &mut Decision<'a>) {
+fn apply_range<'a>(ex: &Exchange<'a>, spans: &mut Spans, decision: &mut Decision<'a>) {
     let (request, representation) = (&ex.request, &ex.representation);
     let Some(value) = request.range else { return };
     if decision.method != Method::Get || !conditions::range_applies(request, ex.now, &decision.validators) {
         return;
     }
-    match range::parse(trim(value), representation.length, ex.max_ranges, spans) {
+    match spans.parse(trim(value), representation.length, ex.max_ranges) {
         Ranges::Ignored => {}
         Ranges::Unsatisfiable => decision.empty(416),
         Ranges::Satisfiable(1) => {
@@ -101,10 +98,9 @@ fn apply_range<'a>(ex: &Exchange<'a>, spans: &mut [Span], decision: &mut Decisio
             decision.content_length = multipart::body_length(
                 &boundary,
                 head::content_type(ex, &decision.slots),
-                &spans[..n],
+                spans,
                 representation.length,
             );
-            decision.boundary = Some(boundary);
         }
     }
 }

@@ -36,6 +36,11 @@ const TCHAR: [bool; 256] = {
     table
 };
 
+/// How many bytes at the start of `input` can be in a token.
+pub(crate) fn token_length(input: &[u8]) -> usize {
+    input.iter().position(|b| !TCHAR[usize::from(*b)]).unwrap_or(input.len())
+}
+
 /// Whether `name` is a token, as field names and methods are (RFC 9110 5.1, 9.1).
 pub(crate) fn is_token(name: &[u8]) -> bool {
     !name.is_empty() && name.iter().all(|b| TCHAR[usize::from(*b)])

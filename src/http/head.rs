@@ -4,7 +4,7 @@ use super::conditions::Validators;
 use super::decide::Decision;
 use super::etag::EntityTag;
 use super::fields::{is_token, is_value, trim};
-use super::multipart;
+use super::multipart::{self, Boundary};
 use super::range::Span;
 use super::validator::ETAG_MAX;
 use super::{Error, Exchange, Method, Rule, date};
@@ -28,7 +28,7 @@ impl<'a> Buffer<'a> {
     }
 
     /// Adds `bytes`, or, from the first that doesn't fit on, only their number.
-    #[inline]
+    #[inline(always)] // Most of what is pushed is a literal: then its length is known, and the copy two moves.
     pub fn push(&mut self, bytes: &[u8]) {
         let end = self.needed.saturating_add(bytes.len());
         if let Some(place) = self.space.get_mut(self.needed..end) {
@@ -91,7 +91,7 @@ pub trait FieldSink {
 }
 
 impl FieldSink for Buffer<'_> {
-    #[inline]
+    #[inline(always)] // As `push`.
     fn field(&mut self, name: &[u8], value: &[u8], _: Source) {
         self.push(name);
         self.push(b": ");
@@ -173,7 +173,7 @@ pub(super) enum Slot {
     Library,
     /// The application's field with this index.
     App {
-        index: usize,
+        index: u16,
         frozen: bool,
     },
     Removed,
@@ -186,7 +186,7 @@ impl Slot {
 
     pub(super) fn app_value<'a>(self, ex: &'a Exchange<'a>) -> Option<&'a [u8]> {
         match self {
-            Self::App { index, .. } => Some(ex.headers.get(index).value),
+            Self::App { index, .. } => Some(ex.headers.get(usize::from(index)).value),
             Self::Library | Self::Removed => None,
         }
     }
@@ -216,8 +216,10 @@ impl Slots {
     pub(super) fn read(ex: &Exchange<'_>) -> Result<Self, Error> {
         let mut slots = Self::default();
         let mut seen = 0;
-        for index in 0..ex.headers.len() {
-            let header = ex.headers.get(index);
+        // Nobody sends that many; the limit keeps the slots small.
+        let count = u16::try_from(ex.headers.len()).map_err(|_| Error::Invalid)?;
+        for index in 0..count {
+            let header = ex.headers.get(usize::from(index));
             if !is_token(header.name) || header.rule != Rule::Remove && !is_value(header.value) {
                 return Err(Error::Field);
             }
@@ -348,11 +350,11 @@ pub fn write_fields(
             slot => app(ex, b"Date", slot, out),
         }
     }
-    if let Some(boundary) = &decision.boundary {
+    if decision.n_ranges > 1 {
         let mut space = [0; 64];
         let mut value = Buffer::new(&mut space);
         value.push(b"multipart/byteranges; boundary=");
-        value.push(&boundary.0);
+        value.push(&Boundary::new(ex.seed).0);
         out.field(b"Content-Type", value.written(), Made);
     } else if wanted(slots.content_type)
         && let Some(value) = content_type(ex, slots)
@@ -461,13 +463,16 @@ fn app(ex: &Exchange<'_>, name: &[u8], slot: Slot, out: &mut impl FieldSink) {
 /// Everything of the body that is not the representation's: what stands before part `index` of a
 /// multipart, and, for the index behind the last, its end. Empty if the body has only one part.
 pub fn write_body_text(ex: &Exchange<'_>, decision: &Decision<'_>, spans: &[Span], index: usize, out: &mut Buffer<'_>) {
-    let Some(boundary) = &decision.boundary else { return };
+    if decision.n_ranges < 2 {
+        return;
+    }
+    let boundary = Boundary::new(ex.seed);
     match spans.get(index) {
         Some(span) if index < decision.n_ranges => {
             let content_type = content_type(ex, &decision.slots);
-            multipart::part_head(out, boundary, index == 0, content_type, *span, ex.representation.length);
+            multipart::part_head(out, &boundary, index == 0, content_type, *span, ex.representation.length);
         }
-        _ => multipart::closing(out, boundary),
+        _ => multipart::closing(out, &boundary),
     }
 }
 

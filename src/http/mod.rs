@@ -15,7 +15,7 @@ pub mod validator;
 
 pub use decide::{Decision, decide};
 pub use head::{Buffer, FieldSink, HeadForm, Source, write_body_text, write_content_range, write_fields, write_head};
-pub use range::{MAX_RANGES, Span};
+pub use range::{MAX_RANGES, Span, Spans};
 
 /// Why an exchange is refused. Nothing has been written then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

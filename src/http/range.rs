@@ -20,6 +20,43 @@ impl Span {
 /// The most parts that one answer may have.
 pub const MAX_RANGES: usize = 64;
 
+/// The spans of a 206, in the order in which they are sent. Empty until `decide` puts some there: most
+/// answers have none, and don't pay for the room.
+#[derive(Clone, Debug, Default)]
+pub struct Spans {
+    count: usize,
+    places: Option<[Span; MAX_RANGES]>,
+}
+
+impl Spans {
+    /// None yet.
+    pub const fn new() -> Self {
+        Self { count: 0, places: None }
+    }
+
+    /// Reads a Range field into this, as `parse` does.
+    pub(crate) fn parse(&mut self, value: &[u8], length: u64, limit: usize) -> Ranges {
+        let ranges = parse(value, length, limit, self.places.insert([Span::default(); MAX_RANGES]));
+        if let Ranges::Satisfiable(count) = ranges {
+            self.count = count;
+        }
+        ranges
+    }
+
+    /// None any more.
+    pub(crate) fn clear(&mut self) {
+        self.count = 0;
+    }
+}
+
+impl std::ops::Deref for Spans {
+    type Target = [Span];
+
+    fn deref(&self) -> &[Span] {
+        self.places.as_ref().and_then(|places| places.get(..self.count)).unwrap_or_default()
+    }
+}
+
 /// More range specs than that are not looked at: the whole is sent. Bounds the time that one
 /// request can cost (RFC 9110 17.15), at more than any honest client asks for.
 const MAX_SPECS: usize = 1024;
@@ -107,7 +144,7 @@ fn join(a: Span, b: Span) -> Span {
 /// Reads the field `value` for a representation of `length` bytes into `spans`, in the order asked
 /// for, merged where they overlap or touch. So they never add up to more than `length`. More than
 /// `limit`, or at any time more than `spans` has room for, is `Ignored`, never a subset.
-pub(crate) fn parse(value: &[u8], length: u64, limit: usize, spans: &mut [Span]) -> Ranges {
+fn parse(value: &[u8], length: u64, limit: usize, spans: &mut [Span]) -> Ranges {
     // RFC 9110 14.1: range units are case-insensitive. 14.2: an unknown one must be ignored.
     let Some((unit, set)) = value.split_at_checked(6) else { return Ranges::Ignored };
     if !unit.eq_ignore_ascii_case(b"bytes=") || length == 0 {

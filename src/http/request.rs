@@ -1,7 +1,8 @@
 //! From field lines, or a raw request head, to the fields that the answer depends on.
 
 use super::Request;
-use super::fields::{is_token, trim};
+use super::fields::{is_token, token_length, trim};
+use memchr::{memchr, memchr3};
 
 /// A request, from its field lines.
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,66 +26,92 @@ struct Lines<'a> {
     length: usize,
 }
 
+/// Sees every field line once.
+#[derive(Clone, Copy, Default)]
+struct Collector<'a> {
+    lines: [Lines<'a>; N],
+    has_body: bool,
+}
+
+impl<'a> Collector<'a> {
+    /// A line, with `value` trimmed.
+    fn line(&mut self, name: &[u8], value: &'a [u8]) {
+        // "Range" and "If-Unmodified-Since" are the shortest and the longest name that count.
+        if !(5..=19).contains(&name.len()) {
+            return;
+        }
+        if let Some(i) = index_of(name) {
+            let line = &mut self.lines[i];
+            line.first.get_or_insert(value);
+            line.length += value.len() + if line.count > 0 { 2 } else { 0 };
+            line.count += 1;
+        } else if name.eq_ignore_ascii_case(b"Transfer-Encoding") {
+            self.has_body = true;
+        } else if name.eq_ignore_ascii_case(b"Content-Length") {
+            // Anything that is not plainly zero may be followed by content.
+            self.has_body |= value.is_empty() || value.iter().any(|b| *b != b'0');
+        }
+    }
+
+    /// What was collected. `fields` gives the same lines again, if some are to be joined.
+    fn finish(
+        self,
+        fields: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
+        mut scratch: &'a mut [u8],
+    ) -> Result<Fields<'a>, usize> {
+        let needed: usize = self.lines.iter().filter(|line| line.count > 1).map(|line| line.length).sum();
+        if needed > scratch.len() {
+            return Err(needed);
+        }
+        let mut values = self.lines.map(|line| line.first);
+        if needed > 0 {
+            for (i, line) in self.lines.iter().enumerate().filter(|(_, line)| line.count > 1) {
+                let (joined, rest) = std::mem::take(&mut scratch).split_at_mut(line.length);
+                scratch = rest;
+                let (mut at, mut separator) = (0, &b""[..]);
+                for (_, value) in fields.clone().filter(|(name, _)| index_of(name) == Some(i)) {
+                    for piece in [separator, trim(value)] {
+                        joined[at..at + piece.len()].copy_from_slice(piece);
+                        at += piece.len();
+                    }
+                    separator = b", ";
+                }
+                values[i] = Some(&*joined);
+            }
+        }
+        let [connection, if_match, if_none_match, if_modified_since, if_unmodified_since, if_range, range] = values;
+        let request = Request {
+            method: b"",
+            http10: false,
+            has_body: self.has_body,
+            connection,
+            if_match,
+            if_none_match,
+            if_modified_since,
+            if_unmodified_since,
+            if_range,
+            range,
+        };
+        Ok(Fields { request, used: needed })
+    }
+}
+
+fn index_of(name: &[u8]) -> Option<usize> {
+    NAMES.iter().position(|known| known.len() == name.len() && known.eq_ignore_ascii_case(name))
+}
+
 /// Collects the fields that matter. One that is on several lines becomes one value, joined with ", "
 /// (RFC 9110 5.3) in `scratch`; for Range and the dates that makes a value that is not valid, and so
 /// ignored, as it must be. Err: how long `scratch` has to be.
 pub fn from_fields<'a>(
     fields: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
-    mut scratch: &'a mut [u8],
+    scratch: &'a mut [u8],
 ) -> Result<Fields<'a>, usize> {
-    let mut lines = [Lines::default(); N];
-    let mut has_body = false;
+    let mut collector = Collector::default();
     for (name, value) in fields.clone() {
-        // "Range" and "If-Unmodified-Since" are the shortest and the longest name that count.
-        if !(5..=19).contains(&name.len()) {
-            continue;
-        }
-        if let Some(i) = NAMES.iter().position(|known| known.len() == name.len() && known.eq_ignore_ascii_case(name)) {
-            let line = &mut lines[i];
-            line.first.get_or_insert(trim(value));
-            line.length += trim(value).len() + if line.count > 0 { 2 } else { 0 };
-            line.count += 1;
-        } else if name.eq_ignore_ascii_case(b"Transfer-Encoding") {
-            has_body = true;
-        } else if name.eq_ignore_ascii_case(b"Content-Length") {
-            // Anything that is not plainly zero may be followed by content.
-            has_body |= trim(value).is_empty() || trim(value).iter().any(|b| *b != b'0');
-        }
+        collector.line(name, trim(value));
     }
-    let needed: usize = lines.iter().filter(|line| line.count > 1).map(|line| line.length).sum();
-    if needed > scratch.len() {
-        return Err(needed);
-    }
-    let mut values = [None; N];
-    for (i, line) in lines.iter().enumerate() {
-        values[i] = line.first;
-        if line.count > 1 {
-            let (joined, rest) = std::mem::take(&mut scratch).split_at_mut(line.length);
-            scratch = rest;
-            let (mut at, mut separator) = (0, &b""[..]);
-            for (_, value) in fields.clone().filter(|(name, _)| name.eq_ignore_ascii_case(NAMES[i])) {
-                for piece in [separator, trim(value)] {
-                    joined[at..at + piece.len()].copy_from_slice(piece);
-                    at += piece.len();
-                }
-                separator = b", ";
-            }
-            values[i] = Some(&*joined);
-        }
-    }
-    let [connection, if_match, if_none_match, if_modified_since, if_unmodified_since, if_range, range] = values;
-    let request = Request {
-        has_body,
-        connection,
-        if_match,
-        if_none_match,
-        if_modified_since,
-        if_unmodified_since,
-        if_range,
-        range,
-        ..Request::default()
-    };
-    Ok(Fields { request, used: needed })
+    collector.finish(fields, scratch)
 }
 
 /// A raw request head.
@@ -119,7 +146,7 @@ impl<'a> Iterator for FieldLines<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         let (line, rest) = split_line(self.0)?;
         self.0 = rest;
-        let colon = line.iter().position(|b| *b == b':')?;
+        let colon = memchr(b':', line)?;
         Some((&line[..colon], trim(&line[colon + 1..])))
     }
 }
@@ -130,10 +157,6 @@ fn split_line(input: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = memchr(b'\n', input)?;
     let line = &input[..end];
     Some((line.strip_suffix(b"\r").unwrap_or(line), &input[end + 1..]))
-}
-
-fn memchr(byte: u8, input: &[u8]) -> Option<usize> {
-    input.iter().position(|b| *b == byte)
 }
 
 /// Parses a head of HTTP/1.0 or 1.x (RFC 9112 sections 2, 3 and 5).
@@ -147,24 +170,38 @@ pub fn from_head<'a>(input: &'a [u8], scratch: &'a mut [u8]) -> Result<Head<'a>,
     let (request_line, mut rest) = split_line(start).ok_or(Incomplete)?;
     let (method, target, http10) = parse_request_line(request_line).ok_or(Malformed)?;
     let lines = rest;
+    let mut collector = Collector::default();
     let (mut hosts, mut transfer_encoding, mut content_length) = (0, false, None);
     loop {
-        let (line, behind) = split_line(rest).ok_or(Incomplete)?;
-        if line.is_empty() {
-            rest = behind;
-            break;
+        match rest {
+            [b'\r', b'\n', behind @ ..] | [b'\n', behind @ ..] => {
+                rest = behind;
+                break;
+            }
+            [] | [b'\r'] => return Err(Incomplete),
+            _ => {}
         }
         // RFC 9112 5.1: no space before the colon; 5.2: no folding. Both make the name no token.
-        let colon = memchr(b':', line).ok_or(Malformed)?;
-        let (name, value) = (&line[..colon], &line[colon + 1..]);
-        if !is_token(name) || value.iter().any(|b| matches!(b, b'\r' | 0)) {
-            return Err(Malformed);
+        let colon = token_length(rest);
+        let (name, value) = (&rest[..colon], &rest[colon..]);
+        match value {
+            [] => return Err(Incomplete),
+            [b':', ..] if colon > 0 => {}
+            _ => return Err(Malformed),
         }
+        let value = &value[1..];
+        let end = memchr3(b'\n', b'\r', 0, value).ok_or(Incomplete)?;
+        let (value, end) = (trim(&value[..end]), &value[end..]);
+        rest = match end {
+            [b'\r', b'\n', behind @ ..] | [b'\n', behind @ ..] => behind,
+            [b'\r'] => return Err(Incomplete),
+            // A bare CR, or NUL: RFC 9110 5.5.
+            _ => return Err(Malformed),
+        };
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"Host") => hosts += 1,
             14 if name.eq_ignore_ascii_case(b"Content-Length") => {
                 // RFC 9112 6.3: two lengths, or what is none, leave the end of the request unknown.
-                let value = trim(value);
                 let valid = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
                 if !valid || content_length.is_some_and(|known| known != value) {
                     return Err(Malformed);
@@ -174,7 +211,7 @@ pub fn from_head<'a>(input: &'a [u8], scratch: &'a mut [u8]) -> Result<Head<'a>,
             17 if name.eq_ignore_ascii_case(b"Transfer-Encoding") => transfer_encoding = true,
             _ => {}
         }
-        rest = behind;
+        collector.line(name, value);
     }
     // RFC 9112 3.2: exactly one Host in HTTP/1.1. 6.1: both framings are an attack, and a transfer
     // coding in HTTP/1.0 is faulty framing.
@@ -183,7 +220,7 @@ pub fn from_head<'a>(input: &'a [u8], scratch: &'a mut [u8]) -> Result<Head<'a>,
         return Err(Malformed);
     }
     let lines = &lines[..lines.len() - rest.len()];
-    let fields = from_fields(FieldLines(lines), scratch).map_err(HeadError::Scratch)?;
+    let fields = collector.finish(FieldLines(lines), scratch).map_err(HeadError::Scratch)?;
     let request = Request { method, http10, ..fields.request };
     Ok(Head { request, target, length: input.len() - rest.len() })
 }

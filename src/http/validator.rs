@@ -28,10 +28,26 @@ fn hex(out: &mut Buffer<'_>, number: i128) {
         out.push(b"-");
     }
     let number = number.unsigned_abs();
-    let digits = (128 - number.leading_zeros()).div_ceil(4).max(1);
-    for i in (0..digits).rev() {
-        out.push(&[b"0123456789abcdef"[(number >> (4 * i)) as usize & 15]]);
+    // In halves: nearly every number fits into the lower one, and 128-bit shifts are slow.
+    let (high, low) = ((number >> 64) as u64, number as u64);
+    if high > 0 {
+        hex_digits(out, high, 1);
+        hex_digits(out, low, 16);
+    } else {
+        hex_digits(out, low, 1);
     }
+}
+
+/// At least `width` digits.
+fn hex_digits(out: &mut Buffer<'_>, mut number: u64, width: usize) {
+    let mut digits = [b'0'; 16];
+    let mut at = digits.len();
+    while number > 0 {
+        at -= 1;
+        digits[at] = b"0123456789abcdef"[(number & 15) as usize];
+        number >>= 4;
+    }
+    out.push(&digits[at.min(digits.len() - width)..]);
 }
 
 /// `"<mtime_ns hex>-<size hex>"`, with `-<inode hex>` and `-<ctime_ns hex>` behind it if asked for.
@@ -80,6 +96,9 @@ mod tests {
         assert_eq!(tag(784_111_777, 123_456_789, 1000), format!("\"{:x}-3e8\"", 784_111_777_123_456_789u64));
         assert_eq!(tag(0, 0, 0), "\"0-0\"");
         assert_eq!(tag(-1, 999_999_999, 1), "\"-1-1\"");
+        assert_eq!(tag(0, 0, 0x1234_5678_9abc_def0), "\"0-123456789abcdef0\"");
+        assert_eq!(tag(18_446_744_073, 709_551_616, 0), "\"10000000000000000-0\"");
+        assert_eq!(tag(18_446_744_073, 709_551_615, 0), "\"ffffffffffffffff-0\"");
         assert_eq!(tag(i64::MAX, 0, u64::MAX).len(), 2 + 24 + 1 + 16);
     }
 
