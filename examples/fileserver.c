@@ -227,11 +227,11 @@ static int hex(char c)
 static unsigned decode_target(sendgate_str target, char path[PATH_MAX], uint32_t *hash)
 {
     const char *p = target.ptr, *end = p + target.len;
-    if (target.len > 7 && strncasecmp(p, "http://", 7) == 0) { /* absolute form: RFC 9112 3.2.2 */
+    if (target.len == 0 || *p != '/') { /* absolute form: RFC 9112 3.2.2 */
+        if (target.len <= 7 || strncasecmp(p, "http://", 7) != 0)
+            return 400;
         const char *slash = memchr(p + 7, '/', target.len - 7);
         p = slash != NULL ? slash : end;
-    } else if (target.len == 0 || *p != '/') {
-        return 400;
     }
     while (p < end && *p == '/')
         p++;
