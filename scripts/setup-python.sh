@@ -18,6 +18,11 @@ case "${1:-}" in
     *) echo "usage: setup-python.sh [--dev]" >&2; exit 2 ;;
 esac
 
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+    echo "setup-python: $python is too old: the tools need Python 3.10 (the wheel itself runs on 3.9)" >&2
+    exit 1
+fi
+
 say() { echo "setup-python: $*" >&2; }
 
 # Two makes at once must not install over each other. Where flock is missing they are on their own.
@@ -50,7 +55,9 @@ fi
 if ! grep -qsx "$(basename "$requirements")" "$venv/.installed"; then
     say "installing $(basename "$requirements")"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
-    printf 'requirements-build.txt\n%s\n' "$(basename "$requirements")" >> "$venv/.installed"
+    for list in requirements-build.txt "$(basename "$requirements")"; do
+        grep -qsx "$list" "$venv/.installed" || echo "$list" >> "$venv/.installed"
+    done
 fi
 
 # Everything that the wheel is made of.
@@ -69,13 +76,16 @@ if [ "$(cat "$venv/.wheel" 2>/dev/null)" != "$wheel_stamp" ]; then
     wheels=$root/target/wheels
     rm -rf "$wheels"
     "$venv/bin/python" "$root/scripts/cffi_header.py" >/dev/null
-    (
+    # The venv's interpreter, also if VIRTUAL_ENV or CONDA_PREFIX name another. A wheel for this machine alone needs
+    # no check against the manylinux rules. maturin's own words are only of interest if it fails.
+    if ! (
         cd "$root/bindings/python"
-        # The venv's interpreter, also if VIRTUAL_ENV or CONDA_PREFIX name another. A wheel for this machine alone needs no
-        # check against the manylinux rules.
-        env -u VIRTUAL_ENV -u CONDA_PREFIX PATH="$venv/bin:$PATH" \
-            "$venv/bin/maturin" build --release --locked --quiet --compatibility linux --interpreter "$venv/bin/python" --out "$wheels" >&2
-    )
+        env -u VIRTUAL_ENV -u CONDA_PREFIX PATH="$venv/bin:$PATH" "$venv/bin/maturin" build --release --locked \
+            --compatibility linux --interpreter "$venv/bin/python" --out "$wheels"
+    ) >"$root/target/maturin.log" 2>&1; then
+        cat "$root/target/maturin.log" >&2
+        exit 1
+    fi
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$wheels"/*.whl
     echo "$wheel_stamp" > "$venv/.wheel"
     say "installed $(basename "$wheels"/*.whl)"

@@ -174,6 +174,8 @@ pub(crate) fn format(date: i64) -> [u8; LENGTH] {
     out
 }
 
+/// `number` is below 100.
+#[inline(always)] // `at` is known then, and needs no check.
 fn two_digits(out: &mut [u8; LENGTH], at: usize, number: u32) {
     out[at] = b'0' + (number / 10) as u8;
     out[at + 1] = b'0' + (number % 10) as u8;

@@ -9,10 +9,11 @@ pub(crate) struct EntityTag<'a> {
     pub(crate) opaque: &'a [u8],
 }
 
-/// RFC 9110 8.8.3: `etagc`. A comma is one, a backslash is one (there are no escapes), and so is any
-/// byte above 0x7F.
-fn is_etagc(byte: u8) -> bool {
-    matches!(byte, 0x21 | 0x23..=0x7e | 0x80..=0xff)
+/// Whether there are only `etagc` between the quotes (RFC 9110 8.8.3). A comma is one, a backslash is one
+/// (there are no escapes), and so is any byte above 0x7F; white space and control characters are not.
+fn is_opaque(inner: &[u8]) -> bool {
+    // Without a way out of the loop, so that it looks at many bytes at once.
+    !inner.iter().fold(false, |bad, b| bad | (*b <= 0x20) | (*b == 0x7f))
 }
 
 impl<'a> EntityTag<'a> {
@@ -23,8 +24,8 @@ impl<'a> EntityTag<'a> {
             _ => (false, input),
         };
         let [b'"', inner @ ..] = rest else { return None };
-        let length = inner.iter().position(|b| !is_etagc(*b))?;
-        if inner[length] != b'"' {
+        let length = memchr::memchr(b'"', inner)?;
+        if !is_opaque(&inner[..length]) {
             return None;
         }
         let (opaque, behind) = rest.split_at(length + 2);

@@ -20,26 +20,32 @@ impl Span {
 /// The most parts that one answer may have.
 pub const MAX_RANGES: usize = 64;
 
-/// The spans of a 206, in the order in which they are sent. Empty until `decide` puts some there: most
-/// answers have none, and don't pay for the room.
+/// The spans of a 206, in the order in which they are sent. Empty until `decide` puts some there.
 #[derive(Clone, Debug, Default)]
 pub struct Spans {
     count: usize,
-    places: Option<[Span; MAX_RANGES]>,
+    /// Where one range was asked for.
+    one: [Span; 1],
+    /// Where several were: a kilobyte that other answers don't pay for.
+    several: Option<[Span; MAX_RANGES]>,
 }
 
 impl Spans {
     /// None yet.
     pub const fn new() -> Self {
-        Self { count: 0, places: None }
+        Self { count: 0, one: [Span { offset: 0, length: 0 }], several: None }
     }
 
     /// Reads a Range field into this, as `parse` does.
     pub(crate) fn parse(&mut self, value: &[u8], length: u64, limit: usize) -> Ranges {
-        let ranges = parse(value, length, limit, self.places.insert([Span::default(); MAX_RANGES]));
-        if let Ranges::Satisfiable(count) = ranges {
-            self.count = count;
-        }
+        let places = if value.contains(&b',') {
+            &mut self.several.insert([Span::default(); MAX_RANGES])[..]
+        } else {
+            self.several = None;
+            &mut self.one[..]
+        };
+        let ranges = parse(value, length, limit, places);
+        self.count = if let Ranges::Satisfiable(count) = ranges { count } else { 0 };
         ranges
     }
 
@@ -53,7 +59,8 @@ impl std::ops::Deref for Spans {
     type Target = [Span];
 
     fn deref(&self) -> &[Span] {
-        self.places.as_ref().and_then(|places| places.get(..self.count)).unwrap_or_default()
+        let places = self.several.as_ref().map_or(&self.one[..], |places| &places[..]);
+        places.get(..self.count).unwrap_or_default()
     }
 }
 
@@ -77,9 +84,15 @@ fn number(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() {
         return None;
     }
-    digits.iter().try_fold(0u64, |number, b| {
-        b.is_ascii_digit().then(|| number.saturating_mul(10).saturating_add(u64::from(b - b'0')))
-    })
+    let mut number = 0u64;
+    for b in digits {
+        let digit = b.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        number = number.saturating_mul(10).saturating_add(u64::from(digit));
+    }
+    Some(number)
 }
 
 /// Whether one number is less than another, however many digits they have.
@@ -98,12 +111,15 @@ fn spec(spec: &[u8], length: u64) -> Option<Option<Span>> {
         let suffix = number(last)?.min(length);
         return Some((suffix > 0).then(|| Span { offset: length - suffix, length: suffix }));
     }
-    if !last.is_empty() && is_less(last, first) {
-        // RFC 9110 14.1.1: invalid, and with it the whole field.
-        return None;
-    }
+    let (first_digits, last_digits) = (first, last);
     let first = number(first)?;
     let last = if last.is_empty() { u64::MAX } else { number(last)? };
+    // RFC 9110 14.1.1: then it is invalid, and with it the whole field. Numbers that were cut
+    // off at the same value are compared as they were written.
+    let saturated = first == u64::MAX && last == u64::MAX && !last_digits.is_empty();
+    if first > last || saturated && is_less(last_digits, first_digits) {
+        return None;
+    }
     // `last` may be u64::MAX; below `length` both ends can be computed with.
     Some((first < length).then(|| Span { offset: first, length: last.min(length - 1) - first + 1 }))
 }
