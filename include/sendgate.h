@@ -8,10 +8,13 @@
  *  Structs  `size` is the caller's sizeof; zero means default. Members are only ever added
  *           at the end: missing ones read as zero, unknown non-zero ones are refused, and
  *           outputs are never written past `size`. Structs without `size` never change.
+ *           A size that ends before the members without which nothing can be done (method,
+ *           rep->length, ex->rep, keep_alive, sink->flags, connection) is SENDGATE_ERR_SIZE.
  *             sendgate_request req = {0}; req.size = sizeof req;
  *  Bytes    sendgate_str is borrowed and not NUL-terminated. ptr NULL is absent; ptr set with
  *           len 0 is present and empty. Inputs are read during the call and not kept,
  *           except rep->memory, a sink's user and descriptors, until the response is done.
+ *           An output buffer that is NULL has no room, whatever its capacity says.
  *  Files    Descriptors are borrowed: never closed, file position never moved, O_NONBLOCK
  *           and socket options never left changed. Offsets above INT64_MAX are invalid.
  *           (The two calls that take a descriptor over say so.)
@@ -705,7 +708,7 @@ sendgate_status sendgate_rep_from_fd(struct sendgate_rep *rep,
                                      int32_t *sys_errno);
 
 /**
- * Open a file beneath the directory dir_fd for reading, and do sendgate_rep_from_fd with it (rep
+ * Open a file beneath the directory dir_fd (or AT_FDCWD) for reading, and do sendgate_rep_from_fd with it (rep
  * NULL: only the check). path is relative, NUL-terminated and already percent-decoded; it can't lead
  * out of the directory, neither by ".." nor by a symbolic link; SENDGATE_OPEN_OUTSIDE allows the
  * link. flags: that and SENDGATE_ETAG_. Never waits, whatever it finds (FIFO). You close *fd.
@@ -723,7 +726,7 @@ sendgate_status sendgate_open(int32_t dir_fd,
 
 /**
  * Conditions and ranges: RFC 9110 sections 13.2.2 and 14.2. No I/O (but for the clock, if ex->now
- * is 0), no allocation. ranges may be NULL; with less room than for out->n_ranges the first cap are
+ * is 0), no allocation. ranges may be NULL, to leave them out; with less room than for out->n_ranges the first cap are
  * written and the answer is SENDGATE_ERR_NO_SPACE, with out written.
  */
 sendgate_status sendgate_decide(const struct sendgate_exchange *ex,
@@ -821,7 +824,7 @@ sendgate_status sendgate_response_file_fd(const struct sendgate_sink *sink,
 
 /**
  * As sendgate_response_file_fd, with the bytes from start to before end only. start >= end is
- * SENDGATE_ERR_INVALID; an end past the file is SENDGATE_ERR_TRUNCATED with nothing sent. A 206
+ * SENDGATE_ERR_INVALID; any end past the file is SENDGATE_ERR_TRUNCATED, with nothing sent. A 206
  * without a Content-Range of yours gets one. Takes fd over: it is closed before this returns,
  * whatever the outcome.
  */
@@ -860,8 +863,9 @@ sendgate_status sendgate_response_file_conditional(const struct sendgate_sink *s
  * Everything in one call without structs, for ctypes and the like: answer on the stream socket
  * sock with the file fd (borrowed). Strings are NUL-terminated; NULL or "" is absent. method NULL is
  * "GET". version is 10 or 11 (0: 11). request_headers: the request's header lines as received,
- * "Range: bytes=0-9\r\nIf-Match: ...\r\n"; those that don't matter are ignored. response_headers,
- * in the same form, replace the library's own of the same name. timeout_ms is the longest wait
+ * "Range: bytes=0-9\r\nIf-Match: ...\r\n"; those that don't matter are ignored, and what is no header
+ * line is SENDGATE_ERR_REQUEST. response_headers, in the same form, replace the library's own of the
+ * same name; what is no header line is SENDGATE_ERR_FIELD. timeout_ms is the longest wait
  * without progress (0: 60000). The outputs may be NULL: *connection is a SENDGATE_CONN_.
  */
 sendgate_status sendgate_respond_fd(int32_t sock,

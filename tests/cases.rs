@@ -4,8 +4,8 @@ mod rows;
 
 use rows::{Answer, Row};
 use sendgate::http::{
-    Buffer, Error, Exchange, HeadForm, Header, MAX_RANGES, Modified, Representation, Request, Rule, Spans, decide,
-    request, write_head,
+    Buffer, Error, Exchange, HeadForm, Header, Modified, Representation, Request, Rule, Spans, decide, request,
+    write_head,
 };
 
 fn answer(row: &Row) -> Result<Answer, String> {

@@ -182,7 +182,7 @@ fn fill_rep(
     Ok(())
 }
 
-/// Open a file beneath the directory dir_fd for reading, and do sendgate_rep_from_fd with it (rep
+/// Open a file beneath the directory dir_fd (or AT_FDCWD) for reading, and do sendgate_rep_from_fd with it (rep
 /// NULL: only the check). path is relative, NUL-terminated and already percent-decoded; it can't lead
 /// out of the directory, neither by ".." nor by a symbolic link; SENDGATE_OPEN_OUTSIDE allows the
 /// link. flags: that and SENDGATE_ETAG_. Never waits, whatever it finds (FIFO). You close *fd.
@@ -203,7 +203,7 @@ pub unsafe extern "C" fn sendgate_open(
         let known = SENDGATE_ETAG_INODE | SENDGATE_ETAG_CTIME | SENDGATE_OPEN_OUTSIDE;
         // SAFETY: the header asks for a NUL-terminated string.
         let path = unsafe { c_string(path) }.ok_or(Error::INVALID)?;
-        if flags & !known != 0 || dir_fd < 0 || fd.is_null() {
+        if flags & !known != 0 || dir_fd < 0 && dir_fd != libc::AT_FDCWD || fd.is_null() {
             return Err(Error::INVALID);
         }
         // SAFETY: the header asks for NULL or a representation with its size set.
@@ -230,7 +230,7 @@ pub unsafe extern "C" fn sendgate_open(
 }
 
 /// Conditions and ranges: RFC 9110 sections 13.2.2 and 14.2. No I/O (but for the clock, if ex->now
-/// is 0), no allocation. ranges may be NULL; with less room than for out->n_ranges the first cap are
+/// is 0), no allocation. ranges may be NULL, to leave them out; with less room than for out->n_ranges the first cap are
 /// written and the answer is SENDGATE_ERR_NO_SPACE, with out written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_decide(

@@ -8,7 +8,7 @@ use super::types::*;
 use super::{Error, guard};
 use crate::http::request;
 use crate::http::validator::{self, ETAG_MAX};
-use crate::http::{Buffer, HeadForm, Header, HeaderList, MAX_RANGES, Representation, Request, Rule};
+use crate::http::{Buffer, HeadForm, Header, HeaderList, MAX_RANGES, Representation, Request, Rule, is_field, trim};
 use crate::io::file::{Body, Metadata, open_for_reading};
 use std::ffi::{CStr, c_char};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -83,9 +83,10 @@ pub unsafe extern "C" fn sendgate_response_file_fd(
     fd: i32,
     out: *mut sendgate_result,
 ) -> sendgate_status {
+    // SAFETY: the header says that it is ours from here on, whatever is wrong with the rest.
+    let file = unsafe { take(fd) };
     let call = || {
-        // SAFETY: the header says that it is ours from here on.
-        let file = unsafe { take(fd) }?;
+        let file = file?;
         let size = Metadata::of(fd)?.size;
         // SAFETY: the header asks for arguments that are valid during the call.
         unsafe { response_span(sink, req, http_status, headers, n_headers, &file, (0, size), size) }
@@ -95,7 +96,7 @@ pub unsafe extern "C" fn sendgate_response_file_fd(
 }
 
 /// As sendgate_response_file_fd, with the bytes from start to before end only. start >= end is
-/// SENDGATE_ERR_INVALID; an end past the file is SENDGATE_ERR_TRUNCATED with nothing sent. A 206
+/// SENDGATE_ERR_INVALID; any end past the file is SENDGATE_ERR_TRUNCATED, with nothing sent. A 206
 /// without a Content-Range of yours gets one. Takes fd over: it is closed before this returns,
 /// whatever the outcome.
 #[unsafe(no_mangle)]
@@ -110,9 +111,10 @@ pub unsafe extern "C" fn sendgate_response_file_fd_range(
     end: u64,
     out: *mut sendgate_result,
 ) -> sendgate_status {
+    // SAFETY: the header says that it is ours from here on, whatever is wrong with the rest.
+    let file = unsafe { take(fd) };
     let call = || {
-        // SAFETY: the header says that it is ours from here on.
-        let file = unsafe { take(fd) }?;
+        let file = file?;
         if start >= end {
             return Err(Error::INVALID);
         }
@@ -204,6 +206,9 @@ pub unsafe extern "C" fn sendgate_response_file_conditional(
         // SAFETY: the header asks for `n_headers` valid fields.
         let fields = unsafe { RawFields::read(headers, n_headers) }?;
         let path = text(file).ok_or(Error::INVALID)?;
+        if !fields.iter().all(|(name, value)| is_field(name, value)) {
+            return Err(Error::new(SENDGATE_ERR_FIELD));
+        }
         let Ok(file) = open_for_reading(path) else {
             let mut input = input(request, Body::Memory(&[]), [] as [Header<'_>; 0], 404)?;
             input.evaluate = false;
@@ -239,21 +244,39 @@ fn representation<'a>(metadata: &Metadata, tag: &'a mut [u8; ETAG_MAX]) -> Repre
     }
 }
 
-/// Header lines in one string: "Name: value\r\n" again and again.
+/// Header lines in one string: "Name: value\r\n" again and again. What is no such line becomes a field
+/// without a name, which is refused; so is a lone CR or LF, being part of a value.
 #[derive(Clone, Copy)]
 struct Lines<'a>(&'a [u8]);
 
 impl<'a> Lines<'a> {
-    fn iter(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone + use<'a> {
-        let text: &'a [u8] = self.0;
-        text.split(|b| *b == b'\n')
-            .map(|line| line.strip_suffix(b"\r").unwrap_or(line))
-            .filter(|line| !line.is_empty())
-            .map(|line| {
-                // Without a colon the whole line is a name, and refused as a bad one.
-                let colon = line.iter().position(|b| *b == b':').unwrap_or(line.len());
-                (&line[..colon], line.get(colon + 1..).unwrap_or_default().trim_ascii())
-            })
+    fn iter(&self) -> LineIter<'a> {
+        LineIter(self.0)
+    }
+
+    fn is_valid(&self) -> bool {
+        self.iter().all(|(name, value)| is_field(name, value))
+    }
+}
+
+#[derive(Clone)]
+struct LineIter<'a>(&'a [u8]);
+
+impl<'a> Iterator for LineIter<'a> {
+    type Item = (&'a [u8], &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let text = self.0;
+        let end = text.windows(2).position(|pair| pair == b"\r\n").unwrap_or(text.len());
+        self.0 = text.get(end + 2..).unwrap_or_default();
+        let line = &text[..end];
+        Some(match line.iter().position(|b| *b == b':') {
+            Some(colon) => (&line[..colon], trim(&line[colon + 1..])),
+            None => (b"", line),
+        })
     }
 }
 
@@ -271,8 +294,9 @@ impl HeaderList for Lines<'_> {
 /// Everything in one call without structs, for ctypes and the like: answer on the stream socket
 /// sock with the file fd (borrowed). Strings are NUL-terminated; NULL or "" is absent. method NULL is
 /// "GET". version is 10 or 11 (0: 11). request_headers: the request's header lines as received,
-/// "Range: bytes=0-9\r\nIf-Match: ...\r\n"; those that don't matter are ignored. response_headers,
-/// in the same form, replace the library's own of the same name. timeout_ms is the longest wait
+/// "Range: bytes=0-9\r\nIf-Match: ...\r\n"; those that don't matter are ignored, and what is no header
+/// line is SENDGATE_ERR_REQUEST. response_headers, in the same form, replace the library's own of the
+/// same name; what is no header line is SENDGATE_ERR_FIELD. timeout_ms is the longest wait
 /// without progress (0: 60000). The outputs may be NULL: *connection is a SENDGATE_CONN_.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_respond_fd(
@@ -292,8 +316,11 @@ pub unsafe extern "C" fn sendgate_respond_fd(
         // SAFETY: the header asks for NULL or a NUL-terminated string, for each of the three.
         let text = |p| unsafe { c_string(p) }.map(CStr::to_bytes).unwrap_or_default();
         let lines = Lines(text(request_headers));
-        // Longer than all lines that could be joined, in all but hostile requests; those are refused.
-        let mut scratch = [0; 2048];
+        if !lines.is_valid() {
+            return Err(Error::new(SENDGATE_ERR_REQUEST));
+        }
+        // For fields on several lines, which hardly anyone sends; longer ones than this are refused.
+        let mut scratch = [0; 1024];
         let found = request::from_fields(lines.iter(), &mut scratch).map_err(|_| Error::new(SENDGATE_ERR_NO_SPACE))?;
         let mut req = zeroed::<sendgate_request>();
         req.size = size_of::<sendgate_request>();

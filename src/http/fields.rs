@@ -6,7 +6,7 @@ fn is_ows(byte: u8) -> bool {
 }
 
 /// `value` without optional white space around it, which is not part of it (RFC 9110 5.5).
-pub(crate) fn trim(mut value: &[u8]) -> &[u8] {
+pub fn trim(mut value: &[u8]) -> &[u8] {
     while let [first, rest @ ..] = value
         && is_ows(*first)
     {
@@ -50,6 +50,11 @@ pub(crate) fn is_token(name: &[u8]) -> bool {
 /// what else is wrong with a value can't end the field, so it is the sender's business.
 pub(crate) fn is_value(value: &[u8]) -> bool {
     !value.iter().any(|b| matches!(b, b'\r' | b'\n' | 0))
+}
+
+/// Whether both may stand in a head.
+pub fn is_field(name: &[u8], value: &[u8]) -> bool {
+    is_token(name) && is_value(value)
 }
 
 /// Whether the comma-separated `list` has `token` among its elements, in any case

@@ -14,6 +14,7 @@ pub mod request;
 pub mod validator;
 
 pub use decide::{Decision, decide};
+pub use fields::{is_field, trim};
 pub use head::{Buffer, FieldSink, HeadForm, Source, write_body_text, write_content_range, write_fields, write_head};
 pub use range::{MAX_RANGES, Span, Spans};
 

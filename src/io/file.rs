@@ -211,22 +211,43 @@ fn openat2(_: BorrowedFd<'_>, _: &CStr) -> io::Result<OwnedFd> {
 
 /// Where openat2(2) is missing: one component after the other, and no symbolic link at all.
 fn open_step_by_step(dir: BorrowedFd<'_>, path: &CStr) -> io::Result<OwnedFd> {
+    let path = path.to_bytes();
+    if path.is_empty() {
+        return Err(io::Error::from_raw_os_error(libc::ENOENT));
+    }
     let mut at: Option<OwnedFd> = None;
-    let mut parts = path.to_bytes().split(|b| *b == b'/').filter(|part| !matches!(*part, b"" | b".")).peekable();
+    let mut parts = path.split(|b| *b == b'/').filter(|part| !matches!(*part, b"" | b".")).peekable();
     while let Some(part) = parts.next() {
         let mut name = [0u8; 256];
         let Some(place) = name.get_mut(..part.len()).filter(|place| place.len() < 256) else {
             return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
         };
         place.copy_from_slice(part);
-        let flags = OPEN_FLAGS | libc::O_NOFOLLOW | if parts.peek().is_some() { libc::O_DIRECTORY } else { 0 };
+        let is_directory = parts.peek().is_some() || path.ends_with(b"/");
+        let flags = OPEN_FLAGS | libc::O_NOFOLLOW | if is_directory { libc::O_DIRECTORY } else { 0 };
         let from = at.as_ref().map_or(dir.as_raw_fd(), AsRawFd::as_raw_fd);
-        at = Some(own(syscall!(openat(from, name.as_ptr().cast(), flags)))?);
+        let opened = own(syscall!(openat(from, name.as_ptr().cast(), flags)));
+        at = Some(opened.map_err(|error| {
+            // With O_DIRECTORY a link is "not a directory"; what it is says more.
+            let link = error.raw_os_error() == Some(libc::ENOTDIR) && is_link(from, &name);
+            if link { io::Error::from_raw_os_error(libc::ELOOP) } else { error }
+        })?);
     }
     match at {
         Some(file) => Ok(file),
         None => own(syscall!(openat(dir.as_raw_fd(), c".".as_ptr(), OPEN_FLAGS))),
     }
+}
+
+fn is_link(dir: RawFd, name: &[u8; 256]) -> bool {
+    let mut status = MaybeUninit::<libc::stat>::uninit();
+    let flags = libc::AT_SYMLINK_NOFOLLOW;
+    if syscall!(fstatat(dir, name.as_ptr().cast(), status.as_mut_ptr(), flags)).is_err() {
+        return false;
+    }
+    // SAFETY: the call succeeded, so it has written all of it.
+    let status = unsafe { status.assume_init() };
+    status.st_mode & libc::S_IFMT == libc::S_IFLNK
 }
 
 #[cfg(test)]
@@ -258,7 +279,10 @@ mod tests {
         for how in 0..3 {
             assert_eq!(open("d/f", how), Ok(()));
             assert_eq!(open("d//./f", how), Ok(()));
-            assert_eq!(open("", how), if how == 1 { Ok(()) } else { Err(libc::ENOENT) });
+            assert_eq!(open("", how), Err(libc::ENOENT));
+            assert_eq!(open(".", how), Ok(()));
+            assert_eq!(open("d/f/", how), Err(libc::ENOTDIR));
+            assert_eq!(open("d/", how), Ok(()));
             assert_eq!(open("nothing", how), Err(libc::ENOENT));
             assert_eq!(open("d/f/g", how), Err(libc::ENOTDIR));
         }
@@ -270,6 +294,8 @@ mod tests {
         assert_eq!(open("d/inside", 1), Err(libc::ELOOP));
         assert_eq!(open("absolute", 0), Err(libc::EXDEV));
         assert_eq!(open("d/outside", 0), Err(libc::EXDEV));
+        assert_eq!(open("d/outside", 1), Err(libc::ELOOP));
+        assert_eq!(open("d/outside/x", 1), Err(libc::ELOOP));
         assert_eq!(open("absolute", 2), Ok(()));
         std::fs::remove_dir_all(place).unwrap();
     }

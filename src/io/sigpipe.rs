@@ -70,20 +70,27 @@ impl Guard {
         Self { restore: Some(Restore { mask, was_pending }) }
     }
 
-    /// The call raised EPIPE, so a signal of ours may be pending: take it back.
+    /// The call raised EPIPE, so a signal of ours is pending for this thread: take it back.
     pub(crate) fn consume(&self) {
         let Some(restore) = &self.restore else { return };
-        if restore.was_pending {
-            return;
+        // Signals don't queue, and a thread's own is taken before one that is for the whole process.
+        take_pending();
+        if restore.was_pending && !is_pending() {
+            // What was pending before was this thread's too, and ours had become one with it.
+            // SAFETY: raise is for the calling thread. The signal is blocked, so it only becomes pending again.
+            unsafe { libc::raise(libc::SIGPIPE) };
         }
-        let set = sigpipe();
-        let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        loop {
-            // SAFETY: a valid set, no place for details, a valid time of zero.
-            let taken = unsafe { libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const now) };
-            if taken != -1 || super::errno(&std::io::Error::last_os_error()) != libc::EINTR {
-                return;
-            }
+    }
+}
+
+fn take_pending() {
+    let set = sigpipe();
+    let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    loop {
+        // SAFETY: a valid set, no place for details, a valid time of zero.
+        let taken = unsafe { libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const now) };
+        if taken != -1 || super::errno(&std::io::Error::last_os_error()) != libc::EINTR {
+            return;
         }
     }
 }
