@@ -13,15 +13,6 @@ use crate::http::{self, Buffer, Decision, Exchange, HeadForm, Span};
 /// Heads up to that many bytes are kept in the plan itself; longer ones in memory of their own.
 pub(crate) const INLINE_TEXT: usize = 512;
 
-/// The next bytes to send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Segment<'a> {
-    /// These.
-    Text(&'a [u8]),
-    /// Those of the representation. Never empty.
-    Span(Span),
-}
-
 /// Some text, then a span; either may be empty.
 #[derive(Clone, Copy, Debug, Default)]
 struct Piece {
@@ -178,16 +169,19 @@ impl Plan {
         if self.text_length > INLINE_TEXT { &self.spill } else { &self.inline[..self.text_length] }
     }
 
-    /// What is left, from the cursor on.
-    pub(crate) fn segments(&self) -> impl Iterator<Item = Segment<'_>> {
-        let mut text_at = self.text_at;
-        let pieces = std::iter::once(self.now).chain(self.rest.iter().skip(self.at).copied());
-        pieces.flat_map(move |piece| {
-            let text = &self.text()[text_at..text_at + piece.text];
-            text_at += piece.text;
-            let text = (!text.is_empty()).then_some(Segment::Text(text));
-            let span = (piece.span.length > 0).then_some(Segment::Span(piece.span));
-            text.into_iter().chain(span)
+    /// What is left of the piece under the cursor, and whether it is the last.
+    pub(crate) fn current(&self) -> (&[u8], Span, bool) {
+        (&self.text()[self.text_at..][..self.now.text], self.now.span, self.at >= self.rest.len())
+    }
+
+    /// What is left, from the cursor on: some text and the span behind it, again and again.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = (&[u8], Span)> {
+        let mut rest = &self.text()[self.text_at..];
+        let pieces = std::iter::once(&self.now).chain(&self.rest[self.at.min(self.rest.len())..]);
+        pieces.map(move |piece| {
+            let (text, behind) = rest.split_at(piece.text);
+            rest = behind;
+            (text, piece.span)
         })
     }
 
@@ -265,11 +259,9 @@ mod tests {
 
     fn rest(plan: &Plan) -> Vec<u8> {
         let mut bytes = Vec::new();
-        for segment in plan.segments() {
-            match segment {
-                Segment::Text(text) => bytes.extend(text),
-                Segment::Span(span) => bytes.extend((span.offset..span.offset + span.length).map(content)),
-            }
+        for (text, span) in plan.pieces() {
+            bytes.extend(text);
+            bytes.extend((span.offset..span.offset + span.length).map(content));
         }
         bytes
     }
@@ -290,7 +282,8 @@ mod tests {
                     for _ in stop..whole.len() {
                         plan.advance(1);
                     }
-                    assert_eq!((plan.left(), plan.segments().count()), (0, 0));
+                    assert_eq!((plan.left(), rest(&plan)), (0, Vec::new()));
+                    assert_eq!(plan.current(), (&b""[..], plan.current().1, true));
                 }
             }
         }

@@ -13,6 +13,17 @@ const LONG_DAYS: [&[u8]; 7] = [b"Sunday", b"Monday", b"Tuesday", b"Wednesday", b
 const MONTHS: [&[u8; 3]; 12] =
     [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
 
+/// "00" to "99".
+pub(super) const TWO_DIGITS: [[u8; 2]; 100] = {
+    let mut table = [[0; 2]; 100];
+    let mut number = 0;
+    while number < 100 {
+        table[number] = [b'0' + (number / 10) as u8, b'0' + (number % 10) as u8];
+        number += 1;
+    }
+    table
+};
+
 const SECONDS_PER_DAY: i64 = 86_400;
 /// 9999-12-31 23:59:59, the last second that four digits of a year can say.
 const LAST: i64 = 253_402_300_799;
@@ -177,8 +188,7 @@ pub(crate) fn format(date: i64) -> [u8; LENGTH] {
 /// `number` is below 100.
 #[inline(always)] // `at` is known then, and needs no check.
 fn two_digits(out: &mut [u8; LENGTH], at: usize, number: u32) {
-    out[at] = b'0' + (number / 10) as u8;
-    out[at + 1] = b'0' + (number % 10) as u8;
+    out[at..at + 2].copy_from_slice(&TWO_DIGITS[number as usize % 100]);
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ impl<'a> EntityTag<'a> {
             _ => (false, input),
         };
         let [b'"', inner @ ..] = rest else { return None };
-        let length = memchr::memchr(b'"', inner)?;
+        let length = inner.iter().position(|b| *b == b'"')?;
         if !is_opaque(&inner[..length]) {
             return None;
         }

@@ -3,7 +3,7 @@
 use super::conditions::Validators;
 use super::decide::Decision;
 use super::etag::EntityTag;
-use super::fields::{is_token, is_value, trim};
+use super::fields::{is_name, is_token, is_value, trim};
 use super::multipart::{self, Boundary};
 use super::range::Span;
 use super::validator::ETAG_MAX;
@@ -52,13 +52,15 @@ impl<'a> Buffer<'a> {
     fn decimal(&mut self, mut number: u64) {
         let mut digits = [0; 20];
         let mut at = digits.len();
-        loop {
+        while number >= 10 {
+            at -= 2;
+            digits[at..at + 2].copy_from_slice(&date::TWO_DIGITS[(number % 100) as usize]);
+            number /= 100;
+        }
+        // What is left is one digit, or the zero before two: then it is only needed if it is all.
+        if number > 0 || at == digits.len() {
             at -= 1;
-            digits[at] = b'0' + (number % 10) as u8;
-            number /= 10;
-            if number == 0 {
-                break;
-            }
+            digits[at] = b'0' + number as u8;
         }
         self.push(&digits[at..]);
     }
@@ -159,7 +161,7 @@ fn classify(name: &[u8]) -> (Kind, u32) {
     ];
     // Most names are of the application's own making: the length alone rules most of them out.
     for (known, kind, once) in &NAMES {
-        if known.len() == name.len() && known.eq_ignore_ascii_case(name) {
+        if is_name(name, known) {
             return (*kind, *once);
         }
     }

@@ -1,8 +1,7 @@
 //! From field lines, or a raw request head, to the fields that the answer depends on.
 
 use super::Request;
-use super::fields::{is_token, token_length, trim};
-use memchr::{memchr, memchr3};
+use super::fields::{is_name, line_end, token_length, trim};
 
 /// A request, from its field lines.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,18 +35,14 @@ struct Collector<'a> {
 impl<'a> Collector<'a> {
     /// A line, with `value` trimmed.
     fn line(&mut self, name: &[u8], value: &'a [u8]) {
-        // "Range" and "If-Unmodified-Since" are the shortest and the longest name that count.
-        if !(5..=19).contains(&name.len()) {
-            return;
-        }
         if let Some(i) = index_of(name) {
             let line = &mut self.lines[i];
             line.first.get_or_insert(value);
             line.length += value.len() + if line.count > 0 { 2 } else { 0 };
             line.count += 1;
-        } else if name.eq_ignore_ascii_case(b"Transfer-Encoding") {
+        } else if is_name(name, b"Transfer-Encoding") {
             self.has_body = true;
-        } else if name.eq_ignore_ascii_case(b"Content-Length") {
+        } else if is_name(name, b"Content-Length") {
             // Anything that is not plainly zero may be followed by content.
             self.has_body |= value.is_empty() || value.iter().any(|b| *b != b'0');
         }
@@ -96,8 +91,19 @@ impl<'a> Collector<'a> {
     }
 }
 
+/// Which of `NAMES` this is. Length and first letter tell most names apart, so that one comparison is enough.
 fn index_of(name: &[u8]) -> Option<usize> {
-    NAMES.iter().position(|known| known.len() == name.len() && known.eq_ignore_ascii_case(name))
+    let candidate = match (name.len(), name.first()? | 0x20) {
+        (10, b'c') => 0,
+        (8, b'i') if name[3] | 0x20 == b'm' => 1,
+        (13, b'i') => 2,
+        (17, b'i') => 3,
+        (19, b'i') => 4,
+        (8, b'i') => 5,
+        (5, b'r') => 6,
+        _ => return None,
+    };
+    is_name(name, NAMES[candidate]).then_some(candidate)
 }
 
 /// Collects the fields that matter. One that is on several lines becomes one value, joined with ", "
@@ -146,7 +152,7 @@ impl<'a> Iterator for FieldLines<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         let (line, rest) = split_line(self.0)?;
         self.0 = rest;
-        let colon = memchr(b':', line)?;
+        let colon = find(b':', line)?;
         Some((&line[..colon], trim(&line[colon + 1..])))
     }
 }
@@ -154,9 +160,13 @@ impl<'a> Iterator for FieldLines<'a> {
 /// The first line, without its end, and what is behind it. RFC 9112 2.2: a recipient may take a lone
 /// LF for the end of a line.
 fn split_line(input: &[u8]) -> Option<(&[u8], &[u8])> {
-    let end = memchr(b'\n', input)?;
+    let end = find(b'\n', input)?;
     let line = &input[..end];
     Some((line.strip_suffix(b"\r").unwrap_or(line), &input[end + 1..]))
+}
+
+fn find(byte: u8, input: &[u8]) -> Option<usize> {
+    input.iter().position(|b| *b == byte)
 }
 
 /// Parses a head of HTTP/1.0 or 1.x (RFC 9112 sections 2, 3 and 5).
@@ -190,7 +200,7 @@ pub fn from_head<'a>(input: &'a [u8], scratch: &'a mut [u8]) -> Result<Head<'a>,
             _ => return Err(Malformed),
         }
         let value = &value[1..];
-        let end = memchr3(b'\n', b'\r', 0, value).ok_or(Incomplete)?;
+        let end = line_end(value).ok_or(Incomplete)?;
         let (value, end) = (trim(&value[..end]), &value[end..]);
         rest = match end {
             [b'\r', b'\n', behind @ ..] | [b'\n', behind @ ..] => behind,
@@ -199,8 +209,8 @@ pub fn from_head<'a>(input: &'a [u8], scratch: &'a mut [u8]) -> Result<Head<'a>,
             _ => return Err(Malformed),
         };
         match name.len() {
-            4 if name.eq_ignore_ascii_case(b"Host") => hosts += 1,
-            14 if name.eq_ignore_ascii_case(b"Content-Length") => {
+            4 if is_name(name, b"Host") => hosts += 1,
+            14 if is_name(name, b"Content-Length") => {
                 // RFC 9112 6.3: two lengths, or what is none, leave the end of the request unknown.
                 let valid = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
                 if !valid || content_length.is_some_and(|known| known != value) {
@@ -208,7 +218,7 @@ pub fn from_head<'a>(input: &'a [u8], scratch: &'a mut [u8]) -> Result<Head<'a>,
                 }
                 content_length = Some(value);
             }
-            17 if name.eq_ignore_ascii_case(b"Transfer-Encoding") => transfer_encoding = true,
+            17 if is_name(name, b"Transfer-Encoding") => transfer_encoding = true,
             _ => {}
         }
         collector.line(name, value);
@@ -227,18 +237,18 @@ pub fn from_head<'a>(input: &'a [u8], scratch: &'a mut [u8]) -> Result<Head<'a>,
 
 /// `GET /index.html HTTP/1.1`: method, target, and whether the version is 1.0.
 fn parse_request_line(line: &[u8]) -> Option<(&[u8], &[u8], bool)> {
-    let space = memchr(b' ', line)?;
-    let (method, rest) = (&line[..space], &line[space + 1..]);
-    let space = memchr(b' ', rest)?;
-    let (target, version) = (&rest[..space], &rest[space + 1..]);
-    let valid_target = !target.is_empty() && !target.iter().any(|b| *b <= b' ' || *b == 0x7f);
+    let (method, rest) = line.split_at(token_length(line));
+    // The version has a fixed length; between it and the method is the target.
+    let (target, version) = rest.split_at_checked(rest.len().checked_sub(8)?)?;
+    let target = target.strip_prefix(b" ")?.strip_suffix(b" ")?;
+    let valid_target = !target.is_empty() && !target.iter().fold(false, |bad, b| bad | (*b <= b' ') | (*b == 0x7f));
     let http10 = match version {
         b"HTTP/1.0" => true,
         // RFC 9110 2.5: a higher minor version is answered as the highest we know.
         [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'1'..=b'9'] => false,
         _ => return None,
     };
-    (is_token(method) && valid_target).then_some((method, target, http10))
+    (!method.is_empty() && valid_target).then_some((method, target, http10))
 }
 
 #[cfg(test)]
