@@ -31,6 +31,13 @@ def open_descriptors() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Warnings are errors here; other tests that run with this configuration decide for themselves.
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.filterwarnings("error"))
+
+
 @pytest.fixture(autouse=True)
 def no_leaked_descriptors() -> Iterator[None]:
     """Every test leaves as many descriptors open as it found."""

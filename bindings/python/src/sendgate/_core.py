@@ -136,6 +136,29 @@ def _invalid(message: str) -> _errors.ArgumentError:
     return _errors.ArgumentError(message, status=lib.SENDGATE_ERR_INVALID, name="SENDGATE_ERR_INVALID")
 
 
+# ---- Structs ----
+
+
+def _type(name: str) -> tuple[Any, int]:
+    """What ``_new`` needs to make a struct: looked up once, because asking by name costs as much as the struct."""
+    return ffi.typeof(f"{name} *"), ffi.sizeof(name)
+
+
+_REQUEST = _type("sendgate_request")
+_REP = _type("sendgate_rep")
+_EXCHANGE = _type("sendgate_exchange")
+_SINK = _type("sendgate_sink")
+_RESULT = _type("sendgate_result")
+_DECISION = _type("sendgate_decision")
+
+
+def _new(kind: tuple[Any, int]) -> Any:
+    """A zeroed struct with its size set."""
+    made = ffi.new(kind[0])
+    made.size = kind[1]
+    return made
+
+
 # ---- Values ----
 
 
@@ -246,8 +269,7 @@ class Request:
         if version not in (10, 11):
             raise _invalid(f"the version must be 10 or 11, not {version!r}")
         keep: list[Any] = []
-        request = ffi.new("sendgate_request *")
-        request.size = ffi.sizeof("sendgate_request")
+        request = _new(_REQUEST)
         request.version = version
         if method != b"GET":
             _set_str(request.method, method, keep)
@@ -297,8 +319,7 @@ class Request:
         """
         # A copy, because the struct borrows it and the caller will reuse a receive buffer.
         data = ffi.from_buffer(bytes(head))
-        request = ffi.new("sendgate_request *")
-        request.size = ffi.sizeof("sendgate_request")
+        request = _new(_REQUEST)
         needed = ffi.new("size_t *")
         length = ffi.new("size_t *")
         scratch = _NULL
@@ -362,8 +383,7 @@ class Request:
 
 def _rep(fd: int, flags: int) -> tuple[Any, Any]:
     """One fstat: the representation that is the whole file, and the buffer of its entity tag."""
-    rep = ffi.new("sendgate_rep *")
-    rep.size = ffi.sizeof("sendgate_rep")
+    rep = _new(_REP)
     tag = ffi.new("char[]", lib.SENDGATE_ETAG_MAX)
     sys_errno = ffi.new("int32_t *")
     status = lib.sendgate_rep_from_fd(rep, fd, flags, tag, lib.SENDGATE_ETAG_MAX, sys_errno)
@@ -449,8 +469,7 @@ def open_beneath(
     raw = os.fsencode(path)
     if b"\0" in raw:
         raise ValueError("a path can't contain NUL")
-    rep = ffi.new("sendgate_rep *")
-    rep.size = ffi.sizeof("sendgate_rep")
+    rep = _new(_REP)
     tag = ffi.new("char[]", lib.SENDGATE_ETAG_MAX)
     fd = ffi.new("int32_t *", -1)
     sys_errno = ffi.new("int32_t *")
@@ -527,8 +546,7 @@ class _Source:
                 "file must be a descriptor, a path (str or PathLike), an object with fileno(), or a buffer (bytes, "
                 f"bytearray, memoryview, mmap), not {type(file).__name__}"
             ) from None
-        rep = ffi.new("sendgate_rep *")
-        rep.size = ffi.sizeof("sendgate_rep")
+        rep = _new(_REP)
         rep.kind = lib.SENDGATE_REP_MEMORY
         rep.fd = -1
         rep.memory = view
@@ -631,14 +649,13 @@ class _Exchange:
         if request is not None and not isinstance(request, Request):
             raise TypeError(f"request must be a sendgate.Request or None, not {type(request).__name__}")
         keep: list[Any] = [request]
-        exchange = ffi.new("sendgate_exchange *")
-        exchange.size = ffi.sizeof("sendgate_exchange")
+        exchange = _new(_EXCHANGE)
         exchange.headers, exchange.n_headers = _headers(headers, _last_modified(last_modified), keep)
         exchange.http_status = _int(status, 200, 999, "status")
         exchange.max_ranges = _int(max_ranges, 1, 64, "max_ranges")
         exchange.now = 0 if now is None else _int(now, -_INT64_MAX, _INT64_MAX, "now")
         exchange.seed = _int(seed, 0, 2**64 - 1, "seed")
-        exchange.head = HeadForm(head)
+        exchange.head = head if type(head) is HeadForm else HeadForm(head)
         exchange.head_flags = lib.SENDGATE_HEAD_CLOSE if close else 0
         if request is not None:
             exchange.request = request._c
@@ -724,8 +741,7 @@ class _Sink:
     __slots__ = ("_handle", "c", "tls")
 
     def __init__(self, sock: Socket, timeout: int = 0, total_timeout: int = 0) -> None:
-        sink = ffi.new("sendgate_sink *")
-        sink.size = ffi.sizeof("sendgate_sink")
+        sink = _new(_SINK)
         sink.idle_timeout_ms = timeout
         sink.total_timeout_ms = total_timeout
         self.tls: _TlsWriter | None = None
@@ -770,18 +786,15 @@ class _Unblocked:
 
 # ---- Results ----
 
-
-def _new_result() -> Any:
-    result = ffi.new("sendgate_result *")
-    result.size = ffi.sizeof("sendgate_result")
-    return result
+#: By number, which is faster than calling the enumeration.
+_CONNECTIONS = tuple(Connection)
 
 
 def _result(c: Any) -> Result:
     return Result(
         int(c.status),
         int(c.http_status),
-        Connection(c.connection),
+        _CONNECTIONS[c.connection],
         int(c.head_sent),
         int(c.body_sent),
         int(c.body_length),
@@ -852,8 +865,7 @@ def decide(
         seed=seed or secrets.randbits(64) or 1,
     )
     try:
-        decision = ffi.new("sendgate_decision *")
-        decision.size = ffi.sizeof("sendgate_decision")
+        decision = _new(_DECISION)
         ranges = ffi.new("sendgate_range[]", max_ranges)
         _check(lib.sendgate_decide(exchange.c, ranges, max_ranges, decision))
         return Decision(
@@ -966,7 +978,7 @@ def respond(
         now=now,
     )
     try:
-        result = _new_result()
+        result = _new(_RESULT)
         with _Unblocked(sink):
             code = lib.sendgate_respond(exchange.c, sink.c, result)
         return _finish(code, result, sink)
@@ -992,7 +1004,7 @@ class Transfer:
         _check(lib.sendgate_transfer_new(out))
         self._handle: Any = ffi.gc(out[0], lib.sendgate_transfer_free)
         self._lock = threading.Lock()
-        self._c = _new_result()
+        self._c = _new(_RESULT)
         self._exchange: _Exchange | None = None
         self._sink: _Sink | None = None
 
@@ -1057,7 +1069,7 @@ class Transfer:
                 raise
             self._exchange = exchange
             self._sink = sink
-            self._c = _new_result()
+            self._c = _new(_RESULT)
         finally:
             self._lock.release()
 
@@ -1181,7 +1193,7 @@ class _Simple:
         self.args = (self.sink.c, _request(request), status, *_fields(headers, self.keep))
 
     def call(self, function: Any, *rest: Any) -> Result:
-        result = _new_result()
+        result = _new(_RESULT)
         with _Unblocked(self.sink):
             code = function(*self.args, *rest, result)
         return _finish(code, result, self.sink)

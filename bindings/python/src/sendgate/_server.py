@@ -405,7 +405,7 @@ class DirectoryServer(ThreadingHTTPServer):
         self.follow_symlinks = follow_symlinks
         self.root_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            super().__init__(info[4][:2], Handler)  # type: ignore[arg-type]
+            super().__init__(info[4], Handler)  # type: ignore[arg-type]
         except BaseException:
             # Where binding fails, the base class has called server_close() already.
             self._close_root()
