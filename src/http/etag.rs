@@ -9,12 +9,19 @@ pub(crate) struct EntityTag<'a> {
     pub(crate) opaque: &'a [u8],
 }
 
-/// Whether there are only `etagc` between the quotes (RFC 9110 8.8.3). A comma is one, a backslash is one
-/// (there are no escapes), and so is any byte above 0x7F; white space and control characters are not.
-fn is_opaque(inner: &[u8]) -> bool {
-    // Without a way out of the loop, so that it looks at many bytes at once.
-    !inner.iter().fold(false, |bad, b| bad | (*b <= 0x20) | (*b == 0x7f))
-}
+/// RFC 9110 8.8.3: `etagc`. A comma is one, a backslash is one (there are no escapes), and so is any
+/// byte above 0x7F; white space, quotes and control characters are not.
+const ETAGC: [bool; 256] = {
+    let mut table = [true; 256];
+    let mut byte = 0;
+    while byte <= 0x20 {
+        table[byte] = false;
+        byte += 1;
+    }
+    table[b'"' as usize] = false;
+    table[0x7f] = false;
+    table
+};
 
 impl<'a> EntityTag<'a> {
     /// The tag at the start of `input`, and what is behind it. `W/` is case-sensitive.
@@ -24,8 +31,8 @@ impl<'a> EntityTag<'a> {
             _ => (false, input),
         };
         let [b'"', inner @ ..] = rest else { return None };
-        let length = inner.iter().position(|b| *b == b'"')?;
-        if !is_opaque(&inner[..length]) {
+        let length = inner.iter().position(|b| !ETAGC[usize::from(*b)])?;
+        if inner[length] != b'"' {
             return None;
         }
         let (opaque, behind) = rest.split_at(length + 2);

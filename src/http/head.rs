@@ -30,13 +30,7 @@ impl<'a> Buffer<'a> {
     /// Adds `bytes`, or, from the first that doesn't fit on, only their number.
     #[inline(always)] // Most of what is pushed is a literal: then its length is known, and the copy two moves.
     pub fn push(&mut self, bytes: &[u8]) {
-        let end = self.needed.saturating_add(bytes.len());
-        if let Some(place) = self.space.get_mut(self.needed..end) {
-            place.copy_from_slice(bytes);
-        } else {
-            self.space = &mut [];
-        }
-        self.needed = end;
+        self.place(bytes.len(), |place| place.copy_from_slice(bytes));
     }
 
     /// How long all of it is, whether it fits or not.
@@ -49,20 +43,41 @@ impl<'a> Buffer<'a> {
         self.space.get(..self.needed).unwrap_or_default()
     }
 
-    fn decimal(&mut self, mut number: u64) {
-        let mut digits = [0; 20];
-        let mut at = digits.len();
-        while number >= 10 {
-            at -= 2;
-            digits[at..at + 2].copy_from_slice(&date::TWO_DIGITS[(number % 100) as usize]);
-            number /= 100;
+    /// Adds room for `count` bytes and gives it to `fill`, or only counts them.
+    #[inline(always)] // As `push`: most counts are known.
+    fn place(&mut self, count: usize, fill: impl FnOnce(&mut [u8])) {
+        let end = self.needed.saturating_add(count);
+        if let Some(place) = self.space.get_mut(self.needed..end) {
+            fill(place);
+        } else {
+            self.space = &mut [];
         }
-        // What is left is one digit, or the zero before two: then it is only needed if it is all.
-        if number > 0 || at == digits.len() {
-            at -= 1;
-            digits[at] = b'0' + number as u8;
-        }
-        self.push(&digits[at..]);
+        self.needed = end;
+    }
+
+    pub(super) fn decimal(&mut self, mut number: u64) {
+        let count = number.checked_ilog10().unwrap_or(0) as usize + 1;
+        self.place(count, |place| {
+            let mut pairs = place.rchunks_exact_mut(2);
+            for pair in &mut pairs {
+                pair.copy_from_slice(&date::TWO_DIGITS[(number % 100) as usize]);
+                number /= 100;
+            }
+            if let [first] = pairs.into_remainder() {
+                *first = b'0' + number as u8;
+            }
+        });
+    }
+
+    /// At least `width` digits.
+    pub(super) fn hexadecimal(&mut self, mut number: u64, width: usize) {
+        let count = (64 - number.leading_zeros() as usize).div_ceil(4).max(width);
+        self.place(count, |place| {
+            for digit in place.iter_mut().rev() {
+                *digit = b"0123456789abcdef"[(number & 15) as usize];
+                number >>= 4;
+            }
+        });
     }
 }
 
@@ -319,6 +334,8 @@ pub fn write_head(ex: &Exchange<'_>, decision: &Decision<'_>, spans: &[Span], fo
     });
     match decision.status {
         200 => out.push(b"200 OK\r\n"),
+        206 => out.push(b"206 Partial Content\r\n"),
+        304 => out.push(b"304 Not Modified\r\n"),
         status => {
             out.decimal(u64::from(status));
             out.push(b" ");
@@ -478,21 +495,19 @@ pub fn write_body_text(ex: &Exchange<'_>, decision: &Decision<'_>, spans: &[Span
     }
 }
 
-/// The reason phrase of RFC 9110 section 15 (and 6585, 7725), empty for a status without one.
+/// The reason phrase of RFC 9110 section 15 (and 6585, 7725), empty for a status without one. The three
+/// most common are in `write_head`.
 fn reason(status: u16) -> &'static [u8] {
     match status {
-        200 => b"OK",
         201 => b"Created",
         202 => b"Accepted",
         203 => b"Non-Authoritative Information",
         204 => b"No Content",
         205 => b"Reset Content",
-        206 => b"Partial Content",
         300 => b"Multiple Choices",
         301 => b"Moved Permanently",
         302 => b"Found",
         303 => b"See Other",
-        304 => b"Not Modified",
         307 => b"Temporary Redirect",
         308 => b"Permanent Redirect",
         400 => b"Bad Request",

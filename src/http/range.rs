@@ -163,7 +163,8 @@ fn join(a: Span, b: Span) -> Span {
 fn parse(value: &[u8], length: u64, limit: usize, spans: &mut [Span]) -> Ranges {
     // RFC 9110 14.1: range units are case-insensitive. 14.2: an unknown one must be ignored.
     let Some((unit, set)) = value.split_at_checked(6) else { return Ranges::Ignored };
-    if !unit.eq_ignore_ascii_case(b"bytes=") || length == 0 {
+    let is_bytes = unit == b"bytes=" || unit.eq_ignore_ascii_case(b"bytes=");
+    if !is_bytes || length == 0 {
         // RFC 9110 14.2 lets an empty representation ignore Range, and 14.4 has no Content-Range for it.
         return Ranges::Ignored;
     }

@@ -31,23 +31,11 @@ fn hex(out: &mut Buffer<'_>, number: i128) {
     // In halves: nearly every number fits into the lower one, and 128-bit shifts are slow.
     let (high, low) = ((number >> 64) as u64, number as u64);
     if high > 0 {
-        hex_digits(out, high, 1);
-        hex_digits(out, low, 16);
+        out.hexadecimal(high, 1);
+        out.hexadecimal(low, 16);
     } else {
-        hex_digits(out, low, 1);
+        out.hexadecimal(low, 1);
     }
-}
-
-/// At least `width` digits.
-fn hex_digits(out: &mut Buffer<'_>, mut number: u64, width: usize) {
-    let mut digits = [b'0'; 16];
-    let mut at = digits.len();
-    while number > 0 {
-        at -= 1;
-        digits[at] = b"0123456789abcdef"[(number & 15) as usize];
-        number >>= 4;
-    }
-    out.push(&digits[at.min(digits.len() - width)..]);
 }
 
 /// `"<mtime_ns hex>-<size hex>"`, with `-<inode hex>` and `-<ctime_ns hex>` behind it if asked for.
