@@ -1227,6 +1227,33 @@ def test_tls_with_a_slow_reader(certificate: tuple[Path, Path], big: Path) -> No
     assert split(bytes(received))[2] == big.read_bytes()[:1_000_000]
 
 
+def test_tls_with_changing_budgets(certificate: tuple[Path, Path], big: Path) -> None:
+    """A step that may send less than the one before, which was cut short in a record, breaks nothing."""
+    tls = Tls(certificate)
+    tls.server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 10_000)
+    tls.server.setblocking(False)
+    tls.client.setblocking(False)
+    received = bytearray()
+    budgets = [30_000, 1000, 7, 50_000, 16_384, 1, 16_385]
+    turn = wanted = 0
+    with sendgate.Transfer() as transfer:
+        transfer.start(tls.server, None, big, length=600_000)
+        while step := transfer.step(budgets[turn % len(budgets)]):
+            turn += 1
+            if step is Step.WANT_WRITE:
+                wanted += 1
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    received += tls.client.recv(5000)
+        assert transfer.result.body_sent == 600_000
+    assert wanted > 3
+    tls.client.setblocking(True)
+    tls.server.close()
+    while chunk := tls.client.recv(1 << 16):
+        received += chunk
+    tls.client.close()
+    assert split(bytes(received))[2] == big.read_bytes()[:600_000]
+
+
 def test_tls_timeout_is_the_calls(certificate: tuple[Path, Path], big: Path) -> None:
     """The call's timeout counts, not the socket's own longer one."""
     tls = Tls(certificate)

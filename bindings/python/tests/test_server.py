@@ -278,6 +278,21 @@ def test_links(serve: Serve, folder: Path, tmp_path: Path) -> None:
     assert server.get("/../secret")[0] == 404
 
 
+def test_a_link_swapped_in(folder: Path, tmp_path: Path) -> None:
+    """A folder that became a link leading out, between the search for its index and its opening, is refused."""
+    from sendgate import _server
+
+    (folder / "outdir").symlink_to(tmp_path)
+    (folder / "within").symlink_to("sub")
+    with _server.DirectoryServer(("127.0.0.1", 0), str(folder)) as server:
+        handler = _server.Handler.__new__(_server.Handler)
+        handler.server = server
+        with pytest.raises(OSError, match="cross-device"):
+            handler._open_directory(b"outdir")
+        os.close(handler._open_directory(b"within"))
+        os.close(handler._open_directory(b""))
+
+
 def test_a_served_link_to_the_folder(serve: Serve, folder: Path, tmp_path: Path) -> None:
     """The folder itself may be named by a link."""
     (tmp_path / "link").symlink_to(folder)
@@ -366,6 +381,20 @@ def test_unread_content(serve: Serve, folder: Path, method: str, framing: str) -
     answer = server.raw(request + content[:300_000])
     assert re.findall(rb"HTTP/1.1 (\d+) ", answer) == [b"200" if method == "GET" else b"405"]
     assert b"\r\nConnection: close\r\n" in answer
+
+
+def test_a_client_that_is_still_sending(serve: Serve, folder: Path) -> None:
+    """Content that comes after the answer meets no reset, which could cost the client the answer (RFC 9112 9.6)."""
+    server = serve(folder)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(b"POST /a.txt HTTP/1.1\r\nHost: x\r\nContent-Length: 400000\r\n\r\n")
+        answer = bytearray()
+        while chunk := connection.recv(1 << 16):
+            answer += chunk
+        assert answer.startswith(b"HTTP/1.1 405 ")
+        for _ in range(4):
+            connection.sendall(b"x" * 100_000)
+            time.sleep(0.01)  # a reset would need a moment to arrive
 
 
 def test_expect_continue(serve: Serve, folder: Path) -> None:

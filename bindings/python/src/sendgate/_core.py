@@ -698,33 +698,37 @@ _TLS_RECORD = 16384
 class _TlsWriter:
     """Takes bytes from the library and gives them to an SSLSocket."""
 
-    __slots__ = ("_offered", "error", "sock")
+    __slots__ = ("_ahead", "_pending", "error", "sock")
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
         self.sock = sock
         #: What send() raised that has no status code.
         self.error: BaseException | None = None
-        self._offered = 0
+        #: What OpenSSL has encrypted and couldn't send: it has to be offered again, and no less of it ("bad write
+        #: retry"), while a smaller budget may make the library offer less.
+        self._pending = b""
+        #: Bytes of those that were sent in the end, and that the library hasn't offered again yet.
+        self._ahead = 0
 
     def write(self, data: Any, length: int, written: Any) -> int:
         """The contract of sendgate_write_fn. Never raises."""
-        # OpenSSL refuses a retry with fewer bytes than the call that couldn't be completed ("bad write retry").
-        count = min(length, self._offered or _TLS_RECORD)
-        try:
-            taken = self.sock.send(ffi.buffer(data, count))
-        except ssl.SSLWantWriteError:
-            self._offered = count
-            return int(lib.SENDGATE_WANT_WRITE)
-        except ssl.SSLWantReadError:
-            self._offered = count
-            return int(lib.SENDGATE_WANT_READ)
-        except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
-            return int(lib.SENDGATE_ERR_PEER_CLOSED)
-        except BaseException as error:
-            # An exception can't pass through C: it waits here until the library has returned.
-            self.error = error
-            return int(lib.SENDGATE_ERR_IO)
-        self._offered = 0
+        if self._ahead == 0:
+            offer = self._pending or ffi.buffer(data, min(length, _TLS_RECORD))
+            try:
+                self._ahead = self.sock.send(offer)
+            except (ssl.SSLWantWriteError, ssl.SSLWantReadError) as want:
+                self._pending = bytes(offer)
+                reading = isinstance(want, ssl.SSLWantReadError)
+                return int(lib.SENDGATE_WANT_READ if reading else lib.SENDGATE_WANT_WRITE)
+            except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
+                return int(lib.SENDGATE_ERR_PEER_CLOSED)
+            except BaseException as error:
+                # An exception can't pass through C: it waits here until the library has returned.
+                self.error = error
+                return int(lib.SENDGATE_ERR_IO)
+            self._pending = b""
+        taken = min(length, self._ahead)
+        self._ahead -= taken
         written[0] = taken
         return int(lib.SENDGATE_OK)
 
