@@ -192,16 +192,6 @@ extern "C" {
 #define SENDGATE_CONN_BROKEN 3
 
 /**
- * The most parts that one answer may have.
- */
-#define MAX_RANGES 64
-
-/**
- * Longest tag that `entity_tag` makes: quotes, four numbers of at most 24 characters, three dashes.
- */
-#define ETAG_MAX 96
-
-/**
  * A response in progress, for a caller with an event loop. Make one per connection, and for each
  * request start it and step it to the end: only _new allocates, unless a head is longer than 512
  * bytes or the answer is a multipart. The descriptors and memory of the exchange stay in use until

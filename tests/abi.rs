@@ -206,3 +206,11 @@ fn header_suits_cffi() {
         }
     }
 }
+
+/// A C header shares one space of names with its host. (What the library exports is a list of its own.)
+#[test]
+fn every_constant_has_the_prefix() {
+    for name in constants().keys() {
+        assert!(name.starts_with("SENDGATE_"), "{name}");
+    }
+}

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 import rows
 
 ROOT = Path(__file__).resolve().parent.parent

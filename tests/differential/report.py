@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import nginx
+
 import rows
 
 README = Path(__file__).resolve().parent / "README.md"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import nginx
 import pytest
 import report
+
 import rows
 
 ROWS = [row for row in rows.load() if not row.values_only]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nginx  # noqa: F401 - puts tests/ on the path
 import pytest
+
 import rows
 
 TAG = '"ae1b981c3a4d715-3e8"'

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from support import Pipe, Server, running_server, tcp_pair
 
 import sendgate
+from support import Pipe, Server, running_server, tcp_pair
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 

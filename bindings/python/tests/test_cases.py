@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 
 import pytest
-import rows
 
+import rows
 import sendgate
 
 

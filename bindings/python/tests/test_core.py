@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from support import Pipe, split, tcp_pair
 
 import sendgate
 from sendgate import Connection, Request, Rule, Step
+from support import Pipe, split, tcp_pair
 
 DATA = bytes(range(256)) * 40  # 10240 bytes: head and body leave in one send
 OLD = 784111777  # Sun, 06 Nov 1994 08:49:37 GMT

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Pipe, split
 
 import sendgate
+from support import Pipe, split
 
 DATA = os.urandom(50_000)
 OLD = 784111777

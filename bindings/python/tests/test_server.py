@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from support import Server, running_server, split
 
 Serve = Callable[..., Server]

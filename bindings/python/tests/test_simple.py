@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Pipe, split
 
 import sendgate
 from sendgate import Connection, Request
+from support import Pipe, split
 
 DATA = os.urandom(100_000)
 OLD = 784111777
