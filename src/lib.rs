@@ -4,12 +4,15 @@
 //!
 //! 1. [`http`] decides: values in, values out.
 //! 2. `plan` lays the answer out as segments, with a cursor.
-//! 3. `transfer` moves it step by step through `io`; `respond` drives a transfer to its end.
+//! 3. `transfer` moves it step by step through `io`. Two drivers give an `answer` with it: `respond` waits
+//!    until it is done, `resumable` is stepped by the caller.
 //! 4. [`ffi`] is the C ABI: `include/sendgate.h`.
 
+pub(crate) mod answer;
 pub mod ffi;
 pub mod http;
 pub(crate) mod io;
 pub(crate) mod plan;
 pub(crate) mod respond;
+pub(crate) mod resumable;
 pub(crate) mod transfer;

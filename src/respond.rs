@@ -1,7 +1,13 @@
 //! A transfer driven to its end: poll(2) and deadlines.
 
+use crate::answer::{Answer, Sink};
+use crate::http::HeaderList;
+use crate::io::callback::{Callback, Writer};
+use crate::io::file::{self, Body};
+use crate::io::nonblocking::Nonblocking;
+use crate::io::socket::Socket;
 use crate::io::{Interest, Io, errno, syscall};
-use crate::transfer::{Failure, Step, Transfer};
+use crate::transfer::{Failure, Refusal, Step, Transfer};
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
@@ -20,15 +26,56 @@ pub(crate) struct Timeouts {
 /// Why `respond` ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
+    /// It was not begun.
+    Refusal(Refusal),
     Failure(Failure),
     Timeout,
     /// There is nothing to wait on.
     NoDescriptor,
 }
 
+impl From<Refusal> for Cut {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refusal(refusal)
+    }
+}
+
+impl From<Failure> for Cut {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
+    }
+}
+
+/// Decides and sends, to the end. `transfer` then tells how far it came.
+pub(crate) fn respond<H: HeaderList, W: Writer + Copy>(
+    answer: &Answer<'_, H>,
+    sink: Sink<W>,
+    timeouts: Timeouts,
+    transfer: &mut Transfer,
+) -> Result<(), Cut> {
+    answer.begin(transfer)?;
+    let body = answer.body;
+    match sink {
+        Sink::Socket { fd, sigpipe_ignored } => {
+            let mut nonblocking = None;
+            if let Body::File { fd: file, .. } = body
+                && transfer.uses_sendfile()
+            {
+                file::check_readable(file).map_err(Failure::System)?;
+                nonblocking = Some(Nonblocking::new(fd).map_err(|error| Failure::System(errno(&error)))?);
+            }
+            let io = || Socket::new(fd, body, sigpipe_ignored);
+            let ended = drive(transfer, Some(fd), timeouts, body.memory(), io);
+            drop(nonblocking);
+            ended
+        }
+        Sink::Writer { writer, fd } => drive(transfer, fd, timeouts, body.memory(), || Callback { writer, body }),
+    }
+}
+
 /// Steps `transfer` until it is done, waiting on `fd`. `io` makes the sink anew for each step, so that
 /// what a step changes for its own time (signal mask, TCP_CORK) is not changed while it waits.
-pub(crate) fn drive<I: Io>(
+fn drive<I: Io>(
     transfer: &mut Transfer,
     fd: Option<RawFd>,
     timeouts: Timeouts,
@@ -40,7 +87,7 @@ pub(crate) fn drive<I: Io>(
     let mut progress: Option<(u64, Instant)> = None;
     loop {
         let budget = if timeouts.total.is_some() { BUDGET } else { u64::MAX };
-        let step = transfer.step(&mut io(), memory, budget).map_err(Cut::Failure)?;
+        let step = transfer.step(&mut io(), memory, budget)?;
         if step == Step::Done {
             return Ok(());
         }

@@ -48,11 +48,21 @@ pub(crate) enum Failure {
 pub(crate) enum Refusal {
     Exchange(http::Error),
     OutOfMemory,
+    /// The file is not what it was, or can't be read.
+    File(Failure),
+    /// The socket lacks O_NONBLOCK.
+    Blocking,
 }
 
 impl From<http::Error> for Refusal {
     fn from(error: http::Error) -> Self {
         Self::Exchange(error)
+    }
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        Self::File(failure)
     }
 }
 
@@ -105,6 +115,11 @@ impl Transfer {
 
     pub(crate) fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Whether every further step says the same.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.is_some()
     }
 
     /// Whether a step would call sendfile.

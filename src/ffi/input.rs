@@ -1,50 +1,19 @@
 //! What a caller passes in, checked and in Rust's terms.
 
 use super::Error;
+use super::status::*;
 use super::structs::{bytes, read_struct, slice};
 use super::types::*;
-use crate::http::{Exchange, HeadForm, Header, HeaderList, MAX_RANGES, Modified, Representation, Request, Rule};
+use crate::answer::{Answer, Sink};
+use crate::http::{HeadForm, Header, HeaderList, MAX_RANGES, Modified, Representation, Request, Rule};
 use crate::io::Fault;
+use crate::io::callback::Writer;
 use crate::io::file::Body;
 use crate::respond::Timeouts;
-use std::os::fd::RawFd;
 use std::time::Duration;
 
-/// An exchange of the caller's, valid during `'a`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Input<'a, H = RawHeaders<'a>> {
-    pub(crate) request: Request<'a>,
-    pub(crate) representation: Representation<'a>,
-    pub(crate) body: Body<'a>,
-    pub(crate) headers: H,
-    pub(crate) now: i64,
-    pub(crate) seed: u64,
-    pub(crate) form: HeadForm,
-    pub(crate) close: bool,
-    pub(crate) max_ranges: usize,
-    pub(crate) status: u16,
-    pub(crate) evaluate: bool,
-    /// Copy the file through memory.
-    pub(crate) copy: bool,
-    /// fstat before each step.
-    pub(crate) check: bool,
-}
-
-impl<H: HeaderList> Input<'_, H> {
-    pub(crate) fn exchange(&self) -> Exchange<'_> {
-        Exchange {
-            request: self.request,
-            representation: self.representation,
-            headers: &self.headers,
-            now: self.now,
-            seed: self.seed,
-            status: self.status,
-            evaluate: self.evaluate,
-            close: self.close,
-            max_ranges: self.max_ranges,
-        }
-    }
-}
+/// An answer with the caller's headers, valid during `'a`.
+pub(crate) type Input<'a> = Answer<'a, RawHeaders<'a>>;
 
 impl<'a> Input<'a> {
     /// Reads and checks all of an exchange.
@@ -267,13 +236,6 @@ impl<'a> RawFields<'a> {
     }
 }
 
-/// Where bytes go, as the caller says.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Sink {
-    Socket { fd: RawFd, sigpipe_ignored: bool },
-    Callback { write: Callback, fd: Option<RawFd> },
-}
-
 /// A write function of the caller's, with its argument.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Callback {
@@ -281,11 +243,10 @@ pub(crate) struct Callback {
     user: *mut std::ffi::c_void,
 }
 
-impl Callback {
+impl Writer for Callback {
     /// Passes `bytes` on. What comes back is checked: a count that isn't 1 to the length would lose bytes, or
     /// loop for ever.
-    pub(crate) fn call(&self, bytes: &[u8]) -> Result<usize, Fault> {
-        use super::status::*;
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Fault> {
         let mut written = 0;
         // SAFETY: the header asks for a function that may be called with `user` until the response is done.
         let status = unsafe { (self.function)(self.user, bytes.as_ptr(), bytes.len(), &raw mut written) };
@@ -299,27 +260,27 @@ impl Callback {
     }
 }
 
-impl Sink {
-    /// # Safety
-    /// As the header asks.
-    pub(crate) unsafe fn read(p: *const sendgate_sink) -> Result<(Self, Timeouts), Error> {
-        // SAFETY: the same promise.
-        let sink = unsafe { read_struct(p) }?;
-        if sink.flags & !SENDGATE_SINK_SIGPIPE_IGNORED != 0 || sink.fd < -1 {
-            return Err(Error::INVALID);
-        }
-        let milliseconds = |number: u32| Duration::from_millis(u64::from(number));
-        let timeouts = Timeouts {
-            idle: milliseconds(if sink.idle_timeout_ms == 0 { 60_000 } else { sink.idle_timeout_ms }),
-            total: (sink.total_timeout_ms != 0).then(|| milliseconds(sink.total_timeout_ms)),
-        };
-        let sigpipe_ignored = sink.flags & SENDGATE_SINK_SIGPIPE_IGNORED != 0;
-        let fd = (sink.fd >= 0).then_some(sink.fd);
-        let sink = match (sink.write, fd) {
-            (Some(function), fd) => Self::Callback { write: Callback { function, user: sink.user }, fd },
-            (None, Some(fd)) => Self::Socket { fd, sigpipe_ignored },
-            (None, None) => return Err(Error::INVALID),
-        };
-        Ok((sink, timeouts))
+/// Where bytes go, and how long that may take.
+///
+/// # Safety
+/// As the header asks.
+pub(crate) unsafe fn read_sink(p: *const sendgate_sink) -> Result<(Sink<Callback>, Timeouts), Error> {
+    // SAFETY: the same promise.
+    let sink = unsafe { read_struct(p) }?;
+    if sink.flags & !SENDGATE_SINK_SIGPIPE_IGNORED != 0 || sink.fd < -1 {
+        return Err(Error::INVALID);
     }
+    let milliseconds = |number: u32| Duration::from_millis(u64::from(number));
+    let timeouts = Timeouts {
+        idle: milliseconds(if sink.idle_timeout_ms == 0 { 60_000 } else { sink.idle_timeout_ms }),
+        total: (sink.total_timeout_ms != 0).then(|| milliseconds(sink.total_timeout_ms)),
+    };
+    let sigpipe_ignored = sink.flags & SENDGATE_SINK_SIGPIPE_IGNORED != 0;
+    let fd = (sink.fd >= 0).then_some(sink.fd);
+    let sink = match (sink.write, fd) {
+        (Some(function), fd) => Sink::Writer { writer: Callback { function, user: sink.user }, fd },
+        (None, Some(fd)) => Sink::Socket { fd, sigpipe_ignored },
+        (None, None) => return Err(Error::INVALID),
+    };
+    Ok((sink, timeouts))
 }

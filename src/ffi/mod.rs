@@ -17,6 +17,7 @@ mod structs;
 use crate::http;
 use crate::io::file::FileError;
 use crate::respond::Cut;
+use crate::resumable::Misused;
 use crate::transfer::{Failure, Refusal};
 use status::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -54,6 +55,8 @@ impl From<Refusal> for Error {
         match refusal {
             Refusal::Exchange(error) => error.into(),
             Refusal::OutOfMemory => Self::new(SENDGATE_ERR_NO_MEMORY),
+            Refusal::File(failure) => failure.into(),
+            Refusal::Blocking => Self::new(SENDGATE_ERR_BLOCKING),
         }
     }
 }
@@ -73,10 +76,17 @@ impl From<Failure> for Error {
 impl From<Cut> for Error {
     fn from(cut: Cut) -> Self {
         match cut {
+            Cut::Refusal(refusal) => refusal.into(),
             Cut::Failure(failure) => failure.into(),
             Cut::Timeout => Self::new(SENDGATE_ERR_TIMEOUT),
             Cut::NoDescriptor => Self::new(SENDGATE_ERR_BLOCKING),
         }
+    }
+}
+
+impl From<Misused> for Error {
+    fn from(_: Misused) -> Self {
+        Self::INVALID
     }
 }
 

@@ -2,21 +2,18 @@
 
 #![allow(non_camel_case_types)]
 
-use super::input::{Input, Sink};
+use super::input::{Callback, Input, read_sink};
 use super::status::*;
 use super::structs::{check_out, slice_mut, write_struct};
 use super::types::*;
 use super::{Error, guard};
+use crate::answer::{Answer, Sink};
 use crate::http::HeaderList;
-use crate::io::callback::Callback;
-use crate::io::file::{self, Body};
-use crate::io::nonblocking::Nonblocking;
-use crate::io::socket::Socket;
-use crate::io::{Fault, Interest, status_flags};
+use crate::io::Interest;
 use crate::respond::{self, Timeouts};
-use crate::transfer::{Failure, Step, Transfer};
+use crate::resumable::Resumable;
+use crate::transfer::{Step, Transfer};
 use std::cell::UnsafeCell;
-use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Blocking: decide, send head and body, and return when the response is complete or has failed.
@@ -33,7 +30,7 @@ pub unsafe extern "C" fn sendgate_respond(
         // SAFETY: the header asks for a valid exchange whose members live during the call.
         let input = unsafe { Input::read(ex) }?;
         // SAFETY: the header asks for a valid sink.
-        let (sink, timeouts) = unsafe { Sink::read(sink) }?;
+        let (sink, timeouts) = unsafe { read_sink(sink) }?;
         Ok(respond_to(&input, sink, timeouts))
     };
     // SAFETY: the header asks for NULL or a result with its size set.
@@ -77,56 +74,14 @@ pub(super) unsafe fn report(
 }
 
 /// The blocking call, for any list of headers.
-pub(super) fn respond_to<H: HeaderList>(input: &Input<'_, H>, sink: Sink, timeouts: Timeouts) -> sendgate_result {
-    let mut transfer = Transfer::new();
-    let ended = run(input, sink, timeouts, &mut transfer);
-    result(&transfer, ended.map(|()| SENDGATE_OK))
-}
-
-fn run<H: HeaderList>(
-    input: &Input<'_, H>,
-    sink: Sink,
+pub(super) fn respond_to<H: HeaderList>(
+    answer: &Answer<'_, H>,
+    sink: Sink<Callback>,
     timeouts: Timeouts,
-    transfer: &mut Transfer,
-) -> Result<(), Error> {
-    begin(input, transfer)?;
-    let body = input.body;
-    match sink {
-        Sink::Socket { fd, sigpipe_ignored } => {
-            let mut nonblocking = None;
-            if let Body::File { fd: file, .. } = body
-                && transfer.uses_sendfile()
-            {
-                file::check_readable(file).map_err(Failure::System)?;
-                nonblocking = Some(Nonblocking::new(fd).map_err(|error| Error::io(&error))?);
-            }
-            let io = || Socket::new(fd, body, sigpipe_ignored);
-            let ended = respond::drive(transfer, Some(fd), timeouts, body.memory(), io);
-            drop(nonblocking);
-            Ok(ended?)
-        }
-        Sink::Callback { write, fd } => {
-            let io = || Callback { write: |bytes: &[u8]| write.call(bytes), body };
-            Ok(respond::drive(transfer, fd, timeouts, body.memory(), io)?)
-        }
-    }
-}
-
-/// Decides and lays out; sends nothing.
-fn begin<H: HeaderList>(input: &Input<'_, H>, transfer: &mut Transfer) -> Result<(), Error> {
-    let mut stamp = None;
-    if input.check && matches!(input.body, Body::File { .. }) {
-        let now = file::stamp(&input.body).map_err(|fault| match fault {
-            Fault::System(errno) => Error { status: SENDGATE_ERR_IO, errno },
-            _ => Error::INVALID,
-        })?;
-        // The file may have changed since its metadata were taken.
-        if input.representation.modified.is_some_and(|modified| modified != now.modified) {
-            return Err(Failure::Changed.into());
-        }
-        stamp = Some(now);
-    }
-    Ok(transfer.start(&input.exchange(), input.form, input.copy, stamp)?)
+) -> sendgate_result {
+    let mut transfer = Transfer::new();
+    let ended = respond::respond(answer, sink, timeouts, &mut transfer);
+    result(&transfer, ended.map(|()| SENDGATE_OK).map_err(Error::from))
 }
 
 /// What `transfer` has come to. `status`: of the call that has just ended.
@@ -161,7 +116,7 @@ fn result(transfer: &Transfer, status: Result<sendgate_status, Error>) -> sendga
 #[derive(Debug)]
 pub struct sendgate_transfer {
     state: AtomicU8,
-    inner: UnsafeCell<Inner>,
+    inner: UnsafeCell<Resumable<Callback>>,
 }
 
 const IDLE: u8 = 0;
@@ -169,24 +124,10 @@ const IN_CALL: u8 = 1;
 /// A call panicked: what is inside may make no sense.
 const DEAD: u8 = 2;
 
-#[derive(Debug)]
-struct Inner {
-    transfer: Transfer,
-    /// None: not started, or to be pulled from.
-    sink: Option<Sink>,
-    /// What is sent. Memory is the caller's, who promises that it stays until the response is done.
-    body: Body<'static>,
-    started: bool,
-    /// Descriptor numbers that were found to be fit, so that a kept connection and a
-    /// cached file are not asked again for each response.
-    nonblocking_socket: RawFd,
-    readable_file: RawFd,
-}
-
 /// Exclusive use of a handle's inside, until it is dropped.
 struct Entered<'a> {
     handle: &'a sendgate_transfer,
-    inner: &'a mut Inner,
+    inner: &'a mut Resumable<Callback>,
 }
 
 impl<'a> Entered<'a> {
@@ -204,13 +145,6 @@ impl<'a> Entered<'a> {
     }
 }
 
-impl Entered<'_> {
-    /// There is a response in progress, or one that has ended.
-    fn started(self) -> Result<Self, Error> {
-        if self.inner.started { Ok(self) } else { Err(Error::INVALID) }
-    }
-}
-
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
         let state = if std::thread::panicking() { DEAD } else { IDLE };
@@ -225,15 +159,8 @@ pub unsafe extern "C" fn sendgate_transfer_new(out: *mut *mut sendgate_transfer)
         if out.is_null() {
             return Err(Error::INVALID);
         }
-        let inner = Inner {
-            transfer: Transfer::new(),
-            sink: None,
-            body: Body::Memory(&[]),
-            started: false,
-            nonblocking_socket: -1,
-            readable_file: -1,
-        };
-        let handle = Box::new(sendgate_transfer { state: AtomicU8::new(IDLE), inner: UnsafeCell::new(inner) });
+        let inner = UnsafeCell::new(Resumable::new());
+        let handle = Box::new(sendgate_transfer { state: AtomicU8::new(IDLE), inner });
         // SAFETY: not NULL, and the header asks for a writable pointer.
         unsafe { out.write(Box::into_raw(handle)) };
         Ok(SENDGATE_OK)
@@ -253,81 +180,23 @@ pub unsafe extern "C" fn sendgate_transfer_start(
     guard(|| {
         // SAFETY: the header asks for a handle of sendgate_transfer_new.
         let entered = unsafe { Entered::new(transfer) }?;
-        let inner = &mut *entered.inner;
-        inner.started = false;
-        // SAFETY: the header asks for a valid exchange whose members live during the call, and whose
-        // memory lives until the response is done.
-        let input = unsafe { Input::<'static>::read(ex) }?;
-        inner.sink = if sink.is_null() {
-            None
-        } else {
-            // SAFETY: the header asks for a valid sink.
-            Some(unsafe { Sink::read(sink) }?.0)
-        };
-        inner.body = input.body;
-        begin(&input, &mut inner.transfer)?;
-        inner.check_descriptors()?;
-        inner.started = true;
+        entered.inner.stop();
+        // SAFETY: the header asks for a valid exchange whose members live during the call.
+        let input = unsafe { Input::read(ex) }?;
+        // SAFETY: the header asks for NULL or a valid sink.
+        let sink = if sink.is_null() { None } else { Some(unsafe { read_sink(sink) }?.0) };
+        // SAFETY: the header asks for memory that lives until the response is done.
+        unsafe { entered.inner.start(&input, sink) }?;
         Ok(SENDGATE_OK)
     })
 }
 
-impl Inner {
-    fn check_descriptors(&mut self) -> Result<(), Error> {
-        let Some(Sink::Socket { fd: socket, .. }) = self.sink else { return Ok(()) };
-        if self.nonblocking_socket != socket {
-            let flags = status_flags(socket).map_err(|error| Error::io(&error))?;
-            if flags & libc::O_NONBLOCK == 0 {
-                return Err(Error::new(SENDGATE_ERR_BLOCKING));
-            }
-            self.nonblocking_socket = socket;
-        }
-        if let Body::File { fd: file, .. } = self.body
-            && self.transfer.uses_sendfile()
-            && self.readable_file != file
-        {
-            file::check_readable(file).map_err(Failure::System)?;
-            self.readable_file = file;
-        }
-        Ok(())
-    }
-
-    fn step(&mut self, budget: u64) -> Result<sendgate_status, Error> {
-        let (body, memory) = (self.body, self.body.memory());
-        let step = match self.sink {
-            Some(Sink::Socket { fd, sigpipe_ignored }) => {
-                self.transfer.step(&mut Socket::new(fd, body, sigpipe_ignored), memory, budget)
-            }
-            Some(Sink::Callback { write, .. }) => {
-                let mut io = Callback { write: |bytes: &[u8]| write.call(bytes), body };
-                self.transfer.step(&mut io, memory, budget)
-            }
-            None => return Err(Error::INVALID),
-        };
-        Ok(match step? {
-            Step::Done => SENDGATE_OK,
-            Step::Wait(Interest::Write) => SENDGATE_WANT_WRITE,
-            Step::Wait(Interest::Read) => SENDGATE_WANT_READ,
-            Step::Yield => SENDGATE_YIELD,
-        })
-    }
-
-    /// Fills `space`, and says how far that came.
-    fn pull(&mut self, space: &mut [u8]) -> Result<(sendgate_status, usize), Error> {
-        if self.sink.is_some() || space.is_empty() {
-            return Err(Error::INVALID);
-        }
-        let (body, memory) = (self.body, self.body.memory());
-        let (mut filled, capacity) = (0, space.len());
-        let write = |bytes: &[u8]| {
-            // The budget is the capacity, so `bytes` fit.
-            space[filled..filled + bytes.len()].copy_from_slice(bytes);
-            filled += bytes.len();
-            Ok(bytes.len())
-        };
-        let step = self.transfer.step(&mut Callback { write, body }, memory, capacity as u64)?;
-        let status = if step == Step::Done { SENDGATE_OK } else { SENDGATE_YIELD };
-        Ok((status, filled))
+fn status_of(step: Step) -> sendgate_status {
+    match step {
+        Step::Done => SENDGATE_OK,
+        Step::Wait(Interest::Write) => SENDGATE_WANT_WRITE,
+        Step::Wait(Interest::Read) => SENDGATE_WANT_READ,
+        Step::Yield => SENDGATE_YIELD,
     }
 }
 
@@ -344,9 +213,9 @@ pub unsafe extern "C" fn sendgate_transfer_step(
     let budget = if budget == 0 { u64::MAX } else { budget };
     let call = || {
         // SAFETY: the header asks for a handle of sendgate_transfer_new.
-        let entered = unsafe { Entered::new(transfer) }?.started()?;
-        let status = entered.inner.step(budget);
-        Ok(result(&entered.inner.transfer, status))
+        let entered = unsafe { Entered::new(transfer) }?;
+        let step = entered.inner.step(budget)?;
+        Ok(result(&entered.inner.transfer, step.map(status_of).map_err(Error::from)))
     };
     // SAFETY: the header asks for NULL or a result with its size set.
     unsafe { report(out, call) }
@@ -366,16 +235,17 @@ pub unsafe extern "C" fn sendgate_transfer_pull(
 ) -> sendgate_status {
     let call = || {
         // SAFETY: the header asks for a handle of sendgate_transfer_new.
-        let entered = unsafe { Entered::new(transfer) }?.started()?;
+        let entered = unsafe { Entered::new(transfer) }?;
         // SAFETY: the header asks for `cap` writable bytes.
         let space = unsafe { slice_mut(buf, cap) }?;
         if len.is_null() {
             return Err(Error::INVALID);
         }
-        let pulled = entered.inner.pull(space);
+        let pulled = entered.inner.pull(space)?;
         // SAFETY: not NULL, and the header asks for a writable size.
         unsafe { len.write(pulled.map_or(0, |(_, filled)| filled)) };
-        Ok(result(&entered.inner.transfer, pulled.map(|(status, _)| status)))
+        let status = pulled.map(|(step, _)| status_of(step)).map_err(Error::from);
+        Ok(result(&entered.inner.transfer, status))
     };
     // SAFETY: the header asks for NULL or a result with its size set.
     unsafe { report(out, call) }

@@ -1,11 +1,12 @@
 //! One call for one answer: the three `response_file` calls, and one without structs.
 
-use super::input::{Input, RawFields, Sink, clock, read_request, seed};
+use super::input::{RawFields, clock, read_request, read_sink, seed};
 use super::send::{report, respond_to};
 use super::status::*;
 use super::structs::{c_string, to_str, write_optional, zeroed};
 use super::types::*;
 use super::{Error, guard};
+use crate::answer::Answer;
 use crate::http::request;
 use crate::http::validator::{self, ETAG_MAX};
 use crate::http::{Buffer, HeadForm, Header, HeaderList, MAX_RANGES, Representation, Request, Rule, is_field, trim};
@@ -41,9 +42,9 @@ impl HeaderList for Overrides<'_> {
 }
 
 /// An answer from a file, before anything of it is known but that.
-fn input<'a, H>(request: Request<'a>, body: Body<'a>, headers: H, status: u32) -> Result<Input<'a, H>, Error> {
+fn new_answer<'a, H>(request: Request<'a>, body: Body<'a>, headers: H, status: u32) -> Result<Answer<'a, H>, Error> {
     let status = u16::try_from(if status == 0 { 200 } else { status }).map_err(|_| Error::INVALID)?;
-    Ok(Input {
+    Ok(Answer {
         request,
         representation: Representation::default(),
         body,
@@ -145,7 +146,7 @@ unsafe fn response_span(
     size: u64,
 ) -> Result<sendgate_result, Error> {
     // SAFETY: the same promise.
-    let (sink, timeouts) = unsafe { Sink::read(sink) }?;
+    let (sink, timeouts) = unsafe { read_sink(sink) }?;
     // SAFETY: the same promise.
     let request = unsafe { read_request(req) }?;
     // SAFETY: the same promise.
@@ -159,10 +160,10 @@ unsafe fn response_span(
         headers.extra = Some(Header { name: b"Content-Range", value, rule: Rule::Override, frozen: false });
     }
     let body = Body::File { fd: file.as_raw_fd(), offset: start };
-    let mut input = input(request, body, headers, http_status)?;
-    input.representation.length = end - start;
-    input.evaluate = false;
-    Ok(respond_to(&input, sink, timeouts))
+    let mut answer = new_answer(request, body, headers, http_status)?;
+    answer.representation.length = end - start;
+    answer.evaluate = false;
+    Ok(respond_to(&answer, sink, timeouts))
 }
 
 /// Open file (a NUL-terminated path), fstat it once, decide and answer from the same descriptor:
@@ -188,7 +189,7 @@ pub unsafe extern "C" fn sendgate_response_file_conditional(
 ) -> sendgate_status {
     let call = || {
         // SAFETY: the header asks for a valid sink.
-        let (sink, timeouts) = unsafe { Sink::read(sink) }?;
+        let (sink, timeouts) = unsafe { read_sink(sink) }?;
         // SAFETY: the header asks for NULL or a valid request.
         let given = unsafe { read_request(req) }?;
         // SAFETY: the header asks for NULL or a NUL-terminated string, for each of the five.
@@ -210,20 +211,20 @@ pub unsafe extern "C" fn sendgate_response_file_conditional(
             return Err(Error::new(SENDGATE_ERR_FIELD));
         }
         let Ok(file) = open_for_reading(path) else {
-            let mut input = input(request, Body::Memory(&[]), [] as [Header<'_>; 0], 404)?;
-            input.evaluate = false;
-            return Ok(respond_to(&input, sink, timeouts));
+            let mut answer = new_answer(request, Body::Memory(&[]), [] as [Header<'_>; 0], 404)?;
+            answer.evaluate = false;
+            return Ok(respond_to(&answer, sink, timeouts));
         };
         let metadata = Metadata::of(file.as_raw_fd())?;
         let mut tag = [0; ETAG_MAX];
-        let mut input = input(
+        let mut answer = new_answer(
             request,
             Body::File { fd: file.as_raw_fd(), offset: 0 },
             Overrides { fields, extra: None },
             http_status,
         )?;
-        input.representation = representation(&metadata, &mut tag);
-        Ok(respond_to(&input, sink, timeouts))
+        answer.representation = representation(&metadata, &mut tag);
+        Ok(respond_to(&answer, sink, timeouts))
     };
     // SAFETY: the header asks for NULL or a result with its size set.
     unsafe { report(out, call) }
@@ -334,15 +335,15 @@ pub unsafe extern "C" fn sendgate_respond_fd(
         sink.fd = sock;
         sink.idle_timeout_ms = timeout_ms;
         // SAFETY: as above.
-        let (sink, timeouts) = unsafe { Sink::read(&raw const sink) }?;
+        let (sink, timeouts) = unsafe { read_sink(&raw const sink) }?;
         if fd < 0 {
             return Err(Error::INVALID);
         }
         let metadata = Metadata::of(fd)?;
         let mut tag = [0; ETAG_MAX];
-        let mut input = input(request, Body::File { fd, offset: 0 }, Lines(text(response_headers)), 200)?;
-        input.representation = representation(&metadata, &mut tag);
-        result = respond_to(&input, sink, timeouts);
+        let mut answer = new_answer(request, Body::File { fd, offset: 0 }, Lines(text(response_headers)), 200)?;
+        answer.representation = representation(&metadata, &mut tag);
+        result = respond_to(&answer, sink, timeouts);
         Ok(result.status)
     });
     // SAFETY: the header asks for NULL or a writable integer, for each of the three.

@@ -4,15 +4,27 @@ use super::file::{self, Body, Stamp};
 use super::{Fault, Io};
 use std::mem::MaybeUninit;
 
-/// Calls `write` for every byte. It takes 1 to all of what it is given, or says why not.
-pub(crate) struct Callback<'a, F> {
-    pub(crate) write: F,
+/// Takes bytes: 1 to all of those that it is given, or says why not.
+pub(crate) trait Writer {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Fault>;
+}
+
+impl<F: FnMut(&[u8]) -> Result<usize, Fault>> Writer for F {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Fault> {
+        self(bytes)
+    }
+}
+
+/// A writer, and what is sent to it.
+#[derive(Debug)]
+pub(crate) struct Callback<'a, W> {
+    pub(crate) writer: W,
     pub(crate) body: Body<'a>,
 }
 
-impl<F: FnMut(&[u8]) -> Result<usize, Fault>> Io for Callback<'_, F> {
+impl<W: Writer> Io for Callback<'_, W> {
     fn send(&mut self, bytes: &[u8], _more: bool) -> Result<usize, Fault> {
-        (self.write)(bytes)
+        self.writer.write(bytes)
     }
 
     fn send_file(&mut self, _offset: u64, _length: u64) -> Result<usize, Fault> {
