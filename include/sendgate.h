@@ -8,9 +8,9 @@
  *  Structs  `size` is the caller's sizeof; zero means default. Members are only ever added
  *           at the end: missing ones read as zero, unknown non-zero ones are refused, and
  *           outputs are never written past `size`. Structs without `size` never change.
+ *             sendgate_request req = {0}; req.size = sizeof req;
  *           A size that ends before the members without which nothing can be done (method,
  *           rep->length, ex->rep, keep_alive, sink->flags, connection) is SENDGATE_ERR_SIZE.
- *             sendgate_request req = {0}; req.size = sizeof req;
  *  Bytes    sendgate_str is borrowed and not NUL-terminated. ptr NULL is absent; ptr set with
  *           len 0 is present and empty. Inputs are read during the call and not kept,
  *           except rep->memory, a sink's user and descriptors, until the response is done.
@@ -58,10 +58,10 @@ extern "C" {
 /**
  * The library's field wins if it produces one, otherwise this one is sent.
  *
- * For every rule: Content-Range, Transfer-Encoding, Connection and Keep-Alive are the library's own,
- * and naming one is SENDGATE_ERR_FIELD, as is a Content-Length other than the representation's length,
- * or a field twice that may occur only once. (With a status of your own other than 200 a
- * Content-Range of yours is sent as it is.)
+ * For every rule: Content-Range, Transfer-Encoding, Connection and Keep-Alive are the library's
+ * own, and naming one is SENDGATE_ERR_FIELD, as is a Content-Length other than the
+ * representation's length, or a field twice that may occur only once. (With a status of your own
+ * other than 200 a Content-Range of yours is sent as it is.)
  */
 #define SENDGATE_RULE_DEFAULT 0
 
@@ -399,8 +399,8 @@ typedef struct sendgate_exchange {
      */
     uint32_t head_flags;
     /**
-     * Parts after merging, at most 64; more than that send all of it, 200, as do more than 64 before
-     * the last are merged, and more than 1024 ranges at all. 0 means 64.
+     * Parts after merging, at most 64; more than that send all of it, 200, as do more than 64
+     * before the last are merged, and more than 1024 ranges at all. 0 means 64.
      */
     uint32_t max_ranges;
     /**
@@ -605,7 +605,8 @@ typedef struct sendgate_result {
 #define SENDGATE_ERR_TRUNCATED -9
 
 /**
- * Not a regular file of known length: a directory, FIFO, device, or made up by the kernel (procfs).
+ * Not a regular file of known length: a directory, FIFO, device, or made up by the kernel
+ * (procfs).
  */
 #define SENDGATE_ERR_NOT_REGULAR -10
 
@@ -651,9 +652,9 @@ uint32_t sendgate_version(void);
 uint64_t sendgate_features(void);
 
 /**
- * Fill the members after `version`, but not `target`, from parsed fields, which req then
- * borrows. Fields sent on several lines are joined in scratch, each into one value, so that none is
- * lost: scratch as long as all field values plus 2 bytes for each is always enough. flags gets
+ * Fill the members after `version`, but not `target`, from parsed fields, which req then borrows.
+ * Fields sent on several lines are joined in scratch, each into one value, so that none is lost:
+ * scratch as long as all field values plus 2 bytes for each is always enough. flags gets
  * SENDGATE_REQUEST_HAS_BODY if Transfer-Encoding, or a Content-Length other than 0, is there.
  * SENDGATE_ERR_NO_SPACE: *needed is the scratch_cap to call with. needed may be NULL.
  */
@@ -665,14 +666,14 @@ sendgate_status sendgate_request_from_fields(struct sendgate_request *req,
                                              size_t *needed);
 
 /**
- * Parse a raw HTTP/1 request head as received, request line included, and fill all of req,
- * which then borrows from head and scratch. *head_len is where the head ends: content or the next
+ * Parse a raw HTTP/1 request head as received, request line included, and fill all of req, which
+ * then borrows from head and scratch. *head_len is where the head ends: content or the next
  * request begin there. Fields on several lines are joined as by sendgate_request_from_fields.
  * SENDGATE_WANT_READ: no empty line yet, read more and call again with all of it.
- * SENDGATE_ERR_REQUEST: malformed (RFC 9112 2 and 3: bare CR, folded lines, bad names, space before the
- * colon, no Host in HTTP/1.1), or ambiguous about where it ends (Transfer-Encoding with Content-Length,
- * two different lengths: RFC 9112 6.3). SENDGATE_ERR_NO_SPACE: *needed is the scratch_cap to call
- * with; a scratch as long as the head is always enough. needed may be NULL.
+ * SENDGATE_ERR_REQUEST: malformed (RFC 9112 2 and 3: bare CR, folded lines, bad names, space
+ * before the colon, no Host in HTTP/1.1), or ambiguous about where it ends (Transfer-Encoding with
+ * Content-Length, two different lengths: RFC 9112 6.3). SENDGATE_ERR_NO_SPACE: *needed is the
+ * scratch_cap to call with; a scratch as long as the head is always enough. needed may be NULL.
  */
 sendgate_status sendgate_request_from_head(struct sendgate_request *req,
                                            const char *head,
@@ -698,12 +699,13 @@ sendgate_status sendgate_rep_from_fd(struct sendgate_rep *rep,
                                      int32_t *sys_errno);
 
 /**
- * Open a file beneath the directory dir_fd (or AT_FDCWD) for reading, and do sendgate_rep_from_fd with it (rep
- * NULL: only the check). path is relative, NUL-terminated and already percent-decoded; it can't lead
- * out of the directory, neither by ".." nor by a symbolic link; SENDGATE_OPEN_OUTSIDE allows the
- * link. flags: that and SENDGATE_ETAG_. Never waits, whatever it finds (FIFO). You close *fd.
- * SENDGATE_ERR_NOT_REGULAR: *sys_errno is EISDIR for a directory. SENDGATE_ERR_IO: *sys_errno tells
- * (ENOENT, EACCES; EXDEV or ELOOP: leads out). sys_errno may be NULL.
+ * Open a file beneath the directory dir_fd (or AT_FDCWD) for reading, and do sendgate_rep_from_fd
+ * with it (rep NULL: only the check). path is relative, NUL-terminated and already
+ * percent-decoded; it can't lead out of the directory, neither by ".." nor by a symbolic link;
+ * SENDGATE_OPEN_OUTSIDE allows the link. flags: that and SENDGATE_ETAG_. Never waits, whatever it
+ * finds (FIFO). You close *fd. SENDGATE_ERR_NOT_REGULAR: *sys_errno is EISDIR for a directory.
+ * SENDGATE_ERR_IO: *sys_errno tells (ENOENT, EACCES; EXDEV or ELOOP: leads out). sys_errno may be
+ * NULL.
  */
 sendgate_status sendgate_open(int32_t dir_fd,
                               const char *path,
@@ -716,8 +718,9 @@ sendgate_status sendgate_open(int32_t dir_fd,
 
 /**
  * Conditions and ranges: RFC 9110 sections 13.2.2 and 14.2. No I/O (but for the clock, if ex->now
- * is 0), no allocation. ranges may be NULL, to leave them out; with less room than for out->n_ranges the first cap are
- * written and the answer is SENDGATE_ERR_NO_SPACE, with out written.
+ * is 0), no allocation. ranges may be NULL, to leave them out; with less room than for
+ * out->n_ranges the first cap are written and the answer is SENDGATE_ERR_NO_SPACE, with out
+ * written.
  */
 sendgate_status sendgate_decide(const struct sendgate_exchange *ex,
                                 struct sendgate_range *ranges,
@@ -800,9 +803,9 @@ void sendgate_transfer_free(struct sendgate_transfer *transfer);
 
 /**
  * Answer with the whole file fd, as the application says: http_status and headers are sent as
- * given, with Content-Length and Date added; no condition or range is evaluated. Takes fd over: it is
- * closed before this returns, whatever the outcome, so pass a dup(2) to keep yours. req (NULL: GET,
- * HTTP/1.1) tells HEAD and keep-alive. http_status 0 is 200. out may be NULL.
+ * given, with Content-Length and Date added; no condition or range is evaluated. Takes fd over: it
+ * is closed before this returns, whatever the outcome, so pass a dup(2) to keep yours. req (NULL:
+ * GET, HTTP/1.1) tells HEAD and keep-alive. http_status 0 is 200. out may be NULL.
  */
 sendgate_status sendgate_response_file_fd(const struct sendgate_sink *sink,
                                           const struct sendgate_request *req,
@@ -831,10 +834,10 @@ sendgate_status sendgate_response_file_fd_range(const struct sendgate_sink *sink
 /**
  * Open file (a NUL-terminated path), fstat it once, decide and answer from the same descriptor:
  * 200, 206, 304 or 416. The conditions are these four (NUL-terminated values, NULL if the request
- * has none); those in req are ignored. ETag, Last-Modified and Accept-Ranges are added unless headers
- * has them: an ETag or Last-Modified of the application's wins, in the comparison too. Several
- * ranges are answered as multipart/byteranges. A file that can't be opened is answered 404 with an
- * empty body. http_status (0: 200) is that of the full answer; with any but 200 nothing is
+ * has none); those in req are ignored. ETag, Last-Modified and Accept-Ranges are added unless
+ * headers has them: an ETag or Last-Modified of the application's wins, in the comparison too.
+ * Several ranges are answered as multipart/byteranges. A file that can't be opened is answered 404
+ * with an empty body. http_status (0: 200) is that of the full answer; with any but 200 nothing is
  * evaluated. out may be NULL.
  */
 sendgate_status sendgate_response_file_conditional(const struct sendgate_sink *sink,
@@ -851,12 +854,12 @@ sendgate_status sendgate_response_file_conditional(const struct sendgate_sink *s
 
 /**
  * Everything in one call without structs, for ctypes and the like: answer on the stream socket
- * sock with the file fd (borrowed). Strings are NUL-terminated; NULL or "" is absent. method NULL is
- * "GET". version is 10 or 11 (0: 11). request_headers: the request's header lines as received,
- * "Range: bytes=0-9\r\nIf-Match: ...\r\n"; those that don't matter are ignored, and what is no header
- * line is SENDGATE_ERR_REQUEST. response_headers, in the same form, replace the library's own of the
- * same name; what is no header line is SENDGATE_ERR_FIELD. timeout_ms is the longest wait
- * without progress (0: 60000). The outputs may be NULL: *connection is a SENDGATE_CONN_.
+ * sock with the file fd (borrowed). Strings are NUL-terminated; NULL or "" is absent. method NULL
+ * is "GET". version is 10 or 11 (0: 11). request_headers: the request's header lines as received,
+ * "Range: bytes=0-9\r\nIf-Match: ...\r\n"; those that don't matter are ignored, and what is no
+ * header line is SENDGATE_ERR_REQUEST. response_headers, in the same form, replace the library's
+ * own of the same name; what is no header line is SENDGATE_ERR_FIELD. timeout_ms is the longest
+ * wait without progress (0: 60000). The outputs may be NULL: *connection is a SENDGATE_CONN_.
  */
 sendgate_status sendgate_respond_fd(int32_t sock,
                                     int32_t fd,

@@ -26,9 +26,9 @@ pub extern "C" fn sendgate_features() -> u64 {
     SENDGATE_FEATURE_SENDFILE
 }
 
-/// Fill the members after `version`, but not `target`, from parsed fields, which req then
-/// borrows. Fields sent on several lines are joined in scratch, each into one value, so that none is
-/// lost: scratch as long as all field values plus 2 bytes for each is always enough. flags gets
+/// Fill the members after `version`, but not `target`, from parsed fields, which req then borrows.
+/// Fields sent on several lines are joined in scratch, each into one value, so that none is lost:
+/// scratch as long as all field values plus 2 bytes for each is always enough. flags gets
 /// SENDGATE_REQUEST_HAS_BODY if Transfer-Encoding, or a Content-Length other than 0, is there.
 /// SENDGATE_ERR_NO_SPACE: *needed is the scratch_cap to call with. needed may be NULL.
 #[unsafe(no_mangle)]
@@ -58,14 +58,14 @@ pub unsafe extern "C" fn sendgate_request_from_fields(
     })
 }
 
-/// Parse a raw HTTP/1 request head as received, request line included, and fill all of req,
-/// which then borrows from head and scratch. *head_len is where the head ends: content or the next
+/// Parse a raw HTTP/1 request head as received, request line included, and fill all of req, which
+/// then borrows from head and scratch. *head_len is where the head ends: content or the next
 /// request begin there. Fields on several lines are joined as by sendgate_request_from_fields.
 /// SENDGATE_WANT_READ: no empty line yet, read more and call again with all of it.
-/// SENDGATE_ERR_REQUEST: malformed (RFC 9112 2 and 3: bare CR, folded lines, bad names, space before the
-/// colon, no Host in HTTP/1.1), or ambiguous about where it ends (Transfer-Encoding with Content-Length,
-/// two different lengths: RFC 9112 6.3). SENDGATE_ERR_NO_SPACE: *needed is the scratch_cap to call
-/// with; a scratch as long as the head is always enough. needed may be NULL.
+/// SENDGATE_ERR_REQUEST: malformed (RFC 9112 2 and 3: bare CR, folded lines, bad names, space
+/// before the colon, no Host in HTTP/1.1), or ambiguous about where it ends (Transfer-Encoding with
+/// Content-Length, two different lengths: RFC 9112 6.3). SENDGATE_ERR_NO_SPACE: *needed is the
+/// scratch_cap to call with; a scratch as long as the head is always enough. needed may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_request_from_head(
     req: *mut sendgate_request,
@@ -182,12 +182,13 @@ fn fill_rep(
     Ok(())
 }
 
-/// Open a file beneath the directory dir_fd (or AT_FDCWD) for reading, and do sendgate_rep_from_fd with it (rep
-/// NULL: only the check). path is relative, NUL-terminated and already percent-decoded; it can't lead
-/// out of the directory, neither by ".." nor by a symbolic link; SENDGATE_OPEN_OUTSIDE allows the
-/// link. flags: that and SENDGATE_ETAG_. Never waits, whatever it finds (FIFO). You close *fd.
-/// SENDGATE_ERR_NOT_REGULAR: *sys_errno is EISDIR for a directory. SENDGATE_ERR_IO: *sys_errno tells
-/// (ENOENT, EACCES; EXDEV or ELOOP: leads out). sys_errno may be NULL.
+/// Open a file beneath the directory dir_fd (or AT_FDCWD) for reading, and do sendgate_rep_from_fd
+/// with it (rep NULL: only the check). path is relative, NUL-terminated and already
+/// percent-decoded; it can't lead out of the directory, neither by ".." nor by a symbolic link;
+/// SENDGATE_OPEN_OUTSIDE allows the link. flags: that and SENDGATE_ETAG_. Never waits, whatever it
+/// finds (FIFO). You close *fd. SENDGATE_ERR_NOT_REGULAR: *sys_errno is EISDIR for a directory.
+/// SENDGATE_ERR_IO: *sys_errno tells (ENOENT, EACCES; EXDEV or ELOOP: leads out). sys_errno may be
+/// NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_open(
     dir_fd: i32,
@@ -230,8 +231,9 @@ pub unsafe extern "C" fn sendgate_open(
 }
 
 /// Conditions and ranges: RFC 9110 sections 13.2.2 and 14.2. No I/O (but for the clock, if ex->now
-/// is 0), no allocation. ranges may be NULL, to leave them out; with less room than for out->n_ranges the first cap are
-/// written and the answer is SENDGATE_ERR_NO_SPACE, with out written.
+/// is 0), no allocation. ranges may be NULL, to leave them out; with less room than for
+/// out->n_ranges the first cap are written and the answer is SENDGATE_ERR_NO_SPACE, with out
+/// written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_decide(
     ex: *const sendgate_exchange,

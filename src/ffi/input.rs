@@ -244,8 +244,8 @@ pub(crate) struct Callback {
 }
 
 impl Writer for Callback {
-    /// Passes `bytes` on. What comes back is checked: a count that isn't 1 to the length would lose bytes, or
-    /// loop for ever.
+    /// Passes `bytes` on. What comes back is checked: a count that isn't 1 to the length would lose
+    /// bytes, or loop for ever.
     fn write(&mut self, bytes: &[u8]) -> Result<usize, Fault> {
         let mut written = 0;
         // SAFETY: the header asks for a function that may be called with `user` until the response is done.

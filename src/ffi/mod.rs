@@ -99,8 +99,8 @@ impl From<FileError> for Error {
     }
 }
 
-/// Runs `body` and turns its outcome into a status. A panic is a bug of ours; it must not unwind into C,
-/// and must not end the host either.
+/// Runs `body` and turns its outcome into a status. A panic is a bug of ours; it must not unwind
+/// into C, and must not end the host either.
 fn guard(body: impl FnOnce() -> Result<sendgate_status, Error>) -> sendgate_status {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(status)) => status,

@@ -71,9 +71,9 @@ unsafe fn take(fd: RawFd) -> Result<OwnedFd, Error> {
 }
 
 /// Answer with the whole file fd, as the application says: http_status and headers are sent as
-/// given, with Content-Length and Date added; no condition or range is evaluated. Takes fd over: it is
-/// closed before this returns, whatever the outcome, so pass a dup(2) to keep yours. req (NULL: GET,
-/// HTTP/1.1) tells HEAD and keep-alive. http_status 0 is 200. out may be NULL.
+/// given, with Content-Length and Date added; no condition or range is evaluated. Takes fd over: it
+/// is closed before this returns, whatever the outcome, so pass a dup(2) to keep yours. req (NULL:
+/// GET, HTTP/1.1) tells HEAD and keep-alive. http_status 0 is 200. out may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_response_file_fd(
     sink: *const sendgate_sink,
@@ -168,10 +168,10 @@ unsafe fn response_span(
 
 /// Open file (a NUL-terminated path), fstat it once, decide and answer from the same descriptor:
 /// 200, 206, 304 or 416. The conditions are these four (NUL-terminated values, NULL if the request
-/// has none); those in req are ignored. ETag, Last-Modified and Accept-Ranges are added unless headers
-/// has them: an ETag or Last-Modified of the application's wins, in the comparison too. Several
-/// ranges are answered as multipart/byteranges. A file that can't be opened is answered 404 with an
-/// empty body. http_status (0: 200) is that of the full answer; with any but 200 nothing is
+/// has none); those in req are ignored. ETag, Last-Modified and Accept-Ranges are added unless
+/// headers has them: an ETag or Last-Modified of the application's wins, in the comparison too.
+/// Several ranges are answered as multipart/byteranges. A file that can't be opened is answered 404
+/// with an empty body. http_status (0: 200) is that of the full answer; with any but 200 nothing is
 /// evaluated. out may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_response_file_conditional(
@@ -245,8 +245,8 @@ fn representation<'a>(metadata: &Metadata, tag: &'a mut [u8; ETAG_MAX]) -> Repre
     }
 }
 
-/// Header lines in one string: "Name: value\r\n" again and again. What is no such line becomes a field
-/// without a name, which is refused; so is a lone CR or LF, being part of a value.
+/// Header lines in one string: "Name: value\r\n" again and again. What is no such line becomes a
+/// field without a name, which is refused; so is a lone CR or LF, being part of a value.
 #[derive(Clone, Copy)]
 struct Lines<'a>(&'a [u8]);
 
@@ -293,12 +293,12 @@ impl HeaderList for Lines<'_> {
 }
 
 /// Everything in one call without structs, for ctypes and the like: answer on the stream socket
-/// sock with the file fd (borrowed). Strings are NUL-terminated; NULL or "" is absent. method NULL is
-/// "GET". version is 10 or 11 (0: 11). request_headers: the request's header lines as received,
-/// "Range: bytes=0-9\r\nIf-Match: ...\r\n"; those that don't matter are ignored, and what is no header
-/// line is SENDGATE_ERR_REQUEST. response_headers, in the same form, replace the library's own of the
-/// same name; what is no header line is SENDGATE_ERR_FIELD. timeout_ms is the longest wait
-/// without progress (0: 60000). The outputs may be NULL: *connection is a SENDGATE_CONN_.
+/// sock with the file fd (borrowed). Strings are NUL-terminated; NULL or "" is absent. method NULL
+/// is "GET". version is 10 or 11 (0: 11). request_headers: the request's header lines as received,
+/// "Range: bytes=0-9\r\nIf-Match: ...\r\n"; those that don't matter are ignored, and what is no
+/// header line is SENDGATE_ERR_REQUEST. response_headers, in the same form, replace the library's
+/// own of the same name; what is no header line is SENDGATE_ERR_FIELD. timeout_ms is the longest
+/// wait without progress (0: 60000). The outputs may be NULL: *connection is a SENDGATE_CONN_.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_respond_fd(
     sock: i32,

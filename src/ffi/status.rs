@@ -36,7 +36,8 @@ pub const SENDGATE_ERR_PEER_CLOSED: sendgate_status = -7;
 pub const SENDGATE_ERR_TIMEOUT: sendgate_status = -8;
 /// The file became shorter than the length announced.
 pub const SENDGATE_ERR_TRUNCATED: sendgate_status = -9;
-/// Not a regular file of known length: a directory, FIFO, device, or made up by the kernel (procfs).
+/// Not a regular file of known length: a directory, FIFO, device, or made up by the kernel
+/// (procfs).
 pub const SENDGATE_ERR_NOT_REGULAR: sendgate_status = -10;
 /// sendgate_transfer needs O_NONBLOCK and the socket lacks it; or there is nothing to wait on.
 pub const SENDGATE_ERR_BLOCKING: sendgate_status = -11;

@@ -7,8 +7,8 @@ use std::ffi::{CStr, c_char};
 
 /// A struct whose first member is its `size`.
 ///
-/// # Safety
-/// `repr(C)`, begins with a `usize`, has no padding, and any bytes (all zero among them) are a valid value.
+/// # Safety `repr(C)`, begins with a `usize`, has no padding, and any bytes (all zero among them)
+/// are a valid value.
 pub(crate) unsafe trait CStruct: Copy {
     /// The smallest size accepted: up to the members without which nothing can be done.
     const FIRST_SIZE: usize;

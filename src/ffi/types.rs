@@ -64,10 +64,10 @@ pub struct sendgate_header {
 
 /// The library's field wins if it produces one, otherwise this one is sent.
 ///
-/// For every rule: Content-Range, Transfer-Encoding, Connection and Keep-Alive are the library's own,
-/// and naming one is SENDGATE_ERR_FIELD, as is a Content-Length other than the representation's length,
-/// or a field twice that may occur only once. (With a status of your own other than 200 a
-/// Content-Range of yours is sent as it is.)
+/// For every rule: Content-Range, Transfer-Encoding, Connection and Keep-Alive are the library's
+/// own, and naming one is SENDGATE_ERR_FIELD, as is a Content-Length other than the
+/// representation's length, or a field twice that may occur only once. (With a status of your own
+/// other than 200 a Content-Range of yours is sent as it is.)
 pub const SENDGATE_RULE_DEFAULT: u32 = 0;
 /// This field replaces the library's: an ETag or Last-Modified is then also the one that the
 /// request's conditions are compared with. A malformed ETag is SENDGATE_ERR_FIELD.
@@ -208,8 +208,8 @@ pub struct sendgate_exchange {
     pub head: u32,
     /// SENDGATE_HEAD_CLOSE.
     pub head_flags: u32,
-    /// Parts after merging, at most 64; more than that send all of it, 200, as do more than 64 before
-    /// the last are merged, and more than 1024 ranges at all. 0 means 64.
+    /// Parts after merging, at most 64; more than that send all of it, 200, as do more than 64
+    /// before the last are merged, and more than 1024 ranges at all. 0 means 64.
     pub max_ranges: u32,
     /// Your own status, 200 to 999; 0 is 200. With any but 200 neither conditions nor ranges are
     /// evaluated. 204, 205 and 304 have no body.
