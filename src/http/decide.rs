@@ -3,9 +3,9 @@
 use super::conditions::{self, Outcome, Validators};
 use super::etag::EntityTag;
 use super::fields::{has_token, is_token, is_value, trim};
-use super::head::{self, Slots};
 use super::multipart::{self, Boundary};
 use super::range::{MAX_RANGES, Ranges, Spans};
+use super::rules::{self, Slots};
 use super::{Error, Exchange, Method, date, validator};
 
 /// What the answer is: all that its head and its body depend on, beside the exchange and the spans.
@@ -97,7 +97,7 @@ fn apply_range<'a>(ex: &Exchange<'a>, spans: &mut Spans, decision: &mut Decision
             decision.n_ranges = n;
             decision.content_length = multipart::body_length(
                 &boundary,
-                head::content_type(ex, &decision.slots),
+                rules::content_type(ex, &decision.slots),
                 spans,
                 representation.length,
             );

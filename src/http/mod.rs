@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod buffer;
 pub(crate) mod conditions;
 pub(crate) mod date;
 mod decide;
@@ -11,12 +12,14 @@ mod head;
 pub(crate) mod multipart;
 mod range;
 pub mod request;
+mod rules;
 pub mod validator;
 
+pub use buffer::Buffer;
 pub use decide::{Decision, decide};
 pub use fields::{is_field, trim};
-pub use head::{Buffer, FieldSink, HeadForm, Source, write_body_text, write_content_range, write_fields, write_head};
-pub use range::{MAX_RANGES, Span, Spans};
+pub use head::{FieldSink, HeadForm, Source, write_body_text, write_fields, write_head};
+pub use range::{MAX_RANGES, Span, Spans, write_content_range};
 
 /// Why an exchange is refused. Nothing has been written then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

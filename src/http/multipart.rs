@@ -11,8 +11,8 @@
 //! CRLF--<boundary>--CRLF
 //! ```
 
-use super::head::{Buffer, content_range};
-use super::range::Span;
+use super::Buffer;
+use super::range::{Span, content_range};
 
 /// 32 random characters: content that holds them is not to be found by chance.
 #[derive(Clone, Copy, Debug)]

@@ -1,5 +1,6 @@
-//! Range: parsing, clamping, merging, limiting (RFC 9110 sections 14.1.1, 14.1.2 and 14.2).
+//! Range: parsing, clamping, merging, limiting (RFC 9110 sections 14.1.1, 14.1.2 and 14.2). Content-Range (14.4).
 
+use super::Buffer;
 use super::fields::trim;
 
 /// Bytes of a representation. Never empty where it stands for a range that was asked for.
@@ -188,6 +189,26 @@ fn parse(value: &[u8], length: u64, limit: usize, spans: &mut [Span]) -> Ranges 
         (_, n) if n > limit => Ranges::Ignored,
         _ => Ranges::Satisfiable(n),
     }
+}
+
+/// `bytes 0-9/100`, or `bytes */100` (RFC 9110 14.4).
+pub(super) fn content_range(out: &mut Buffer<'_>, span: Option<Span>, length: u64) {
+    out.push(b"bytes ");
+    match span {
+        Some(span) => {
+            out.decimal(span.offset);
+            out.push(b"-");
+            out.decimal(span.offset + (span.length - 1));
+        }
+        None => out.push(b"*"),
+    }
+    out.push(b"/");
+    out.decimal(length);
+}
+
+/// The value of a Content-Range for `count` bytes, at least one, from `offset` on.
+pub fn write_content_range(out: &mut Buffer<'_>, offset: u64, count: u64, length: u64) {
+    content_range(out, Some(Span { offset, length: count }), length);
 }
 
 #[cfg(test)]
