@@ -134,9 +134,7 @@ def test_example(block: Block, places: dict[Path, Path]) -> None:
     else:
         (place / block.name).write_text(block.code)
         command = [sys.executable, "-W", "error", block.name]
-    done = subprocess.run(
-        command, cwd=place, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=30
-    )
+    done = subprocess.run(command, cwd=place, env=environment(), capture_output=True, timeout=30)
     output, errors = done.stdout.decode(), done.stderr.decode()
     assert done.returncode == 0, f"exit {done.returncode}\n{output}{errors}"
     assert re.fullmatch(pattern(block.output), output), f"{output}\n--- instead of\n{block.output}\n{errors}"
