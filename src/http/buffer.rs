@@ -64,12 +64,26 @@ impl<'a> Buffer<'a> {
 
     /// At least `width` digits.
     pub(super) fn hexadecimal(&mut self, mut number: u64, width: usize) {
-        let count = (64 - number.leading_zeros() as usize).div_ceil(4).max(width);
-        self.place(count, |place| {
-            for digit in place.iter_mut().rev() {
-                *digit = b"0123456789abcdef"[(number & 15) as usize];
-                number >>= 4;
-            }
-        });
+        let mut digits = [b'0'; 16];
+        let mut pairs = digits.rchunks_exact_mut(2);
+        while number > 0
+            && let Some(pair) = pairs.next()
+        {
+            pair.copy_from_slice(&HEX_PAIRS[(number & 0xff) as usize]);
+            number >>= 8;
+        }
+        let zeros = digits.iter().take_while(|digit| **digit == b'0').count();
+        self.push(&digits[zeros.min(digits.len() - width)..]);
     }
 }
+
+/// "00" to "ff".
+const HEX_PAIRS: [[u8; 2]; 256] = {
+    let mut table = [[0; 2]; 256];
+    let mut number = 0;
+    while number < 256 {
+        table[number] = [b"0123456789abcdef"[number >> 4], b"0123456789abcdef"[number & 15]];
+        number += 1;
+    }
+    table
+};

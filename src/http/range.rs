@@ -39,13 +39,14 @@ impl Spans {
 
     /// Reads a Range field into this, as `parse` does.
     pub(crate) fn parse(&mut self, value: &[u8], length: u64, limit: usize) -> Ranges {
-        let places = if value.contains(&b',') {
-            &mut self.several.insert([Span::default(); MAX_RANGES])[..]
-        } else {
-            self.several = None;
-            &mut self.one[..]
+        let ranges = match one_range(value, length) {
+            Some(span) if limit > 0 => {
+                self.several = None;
+                self.one = [span];
+                Ranges::Satisfiable(1)
+            }
+            _ => parse(value, length, limit, self.several.insert([Span::default(); MAX_RANGES])),
         };
-        let ranges = parse(value, length, limit, places);
         self.count = if let Ranges::Satisfiable(count) = ranges { count } else { 0 };
         ranges
     }
@@ -158,6 +159,12 @@ fn join(a: Span, b: Span) -> Span {
     Span { offset, length: a.end().max(b.end()) - offset }
 }
 
+/// `bytes=`, one range that is satisfiable, and nothing else: what nearly every Range field is. None says
+/// nothing about the others.
+fn one_range(value: &[u8], length: u64) -> Option<Span> {
+    spec(value.strip_prefix(b"bytes=")?, length)?
+}
+
 /// Reads the field `value` for a representation of `length` bytes into `spans`, in the order asked
 /// for, merged where they overlap or touch. So they never add up to more than `length`. More than
 /// `limit`, or at any time more than `spans` has room for, is `Ignored`, never a subset.
@@ -239,6 +246,21 @@ mod tests {
         assert_eq!(run(&format!("bytes=1{huge}-{huge}"), 10), Err(Ranges::Ignored));
         assert_eq!(run(&format!("bytes={huge}-{huge}"), 10), Err(Ranges::Unsatisfiable));
         assert_eq!(run("bytes=0000000000000000000000005-6", 10), Ok(vec![(5, 6)]));
+    }
+
+    #[test]
+    fn one_range_is_what_parse_makes_of_it() {
+        for value in ["bytes=0-0", "bytes=5-", "bytes=-3", "bytes=0-99", "bytes=9-12", "bytes=007-8"] {
+            let span = one_range(value.as_bytes(), 10).unwrap();
+            assert_eq!(run(value, 10), Ok(vec![(span.offset, span.end() - 1)]), "{value}");
+        }
+        for value in
+            ["bytes=0-0,2-2", "bytes= 0-0", "bytes=10-", "bytes=-0", "bytes=3-2", "bytes=", "Bytes=0-0", "bytes=-"]
+        {
+            assert_eq!(one_range(value.as_bytes(), 10), None, "{value}");
+        }
+        assert_eq!(one_range(b"bytes=0-", 0), None);
+        assert_eq!(one_range(b"bytes=-5", 0), None);
     }
 
     #[test]

@@ -29,6 +29,8 @@ struct Lines<'a> {
 #[derive(Clone, Copy, Default)]
 struct Collector<'a> {
     lines: [Lines<'a>; N],
+    /// Some field is on several lines.
+    repeated: bool,
     has_body: bool,
 }
 
@@ -39,6 +41,7 @@ impl<'a> Collector<'a> {
             let line = &mut self.lines[i];
             line.first.get_or_insert(value);
             line.length += value.len() + if line.count > 0 { 2 } else { 0 };
+            self.repeated |= line.count > 0;
             line.count += 1;
         } else if is_name(name, b"Transfer-Encoding") {
             self.has_body = true;
@@ -54,7 +57,8 @@ impl<'a> Collector<'a> {
         fields: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
         mut scratch: &'a mut [u8],
     ) -> Result<Fields<'a>, usize> {
-        let needed: usize = self.lines.iter().filter(|line| line.count > 1).map(|line| line.length).sum();
+        let repeated = self.lines.iter().filter(|line| line.count > 1);
+        let needed: usize = if self.repeated { repeated.map(|line| line.length).sum() } else { 0 };
         if needed > scratch.len() {
             return Err(needed);
         }
