@@ -172,7 +172,8 @@ extern "C" {
 #define SENDGATE_SINK_SIGPIPE_IGNORED 1
 
 /**
- * No byte was written: another answer may still be sent.
+ * No byte was written by this library: another answer may still be sent, unless you have sent a
+ * head of your own (SENDGATE_HEAD_NONE).
  */
 #define SENDGATE_CONN_UNTOUCHED 0
 
@@ -455,10 +456,12 @@ typedef struct sendgate_decision {
 } sendgate_decision;
 
 /**
- * For TLS in user space; kernel TLS needs only fd. Take up to len bytes, set *written and
- * return SENDGATE_OK; or take none and return SENDGATE_WANT_WRITE, SENDGATE_WANT_READ or an
- * error. Must neither use the same handle nor unwind. A *written of 0 or above len is an error
- * (SENDGATE_ERR_INVALID), never believed.
+ * For TLS in user space; kernel TLS needs only fd. SIGPIPE and what else happens inside is the
+ * host's business. (OpenSSL refuses a retry with fewer bytes: don't lower the budget between a
+ * SENDGATE_WANT_ and the next step.) Take up to len bytes, set *written and return SENDGATE_OK; or
+ * take none and return SENDGATE_WANT_WRITE, SENDGATE_WANT_READ or an error. Must neither use the
+ * same handle nor unwind. A *written of 0 or above len is an error (SENDGATE_ERR_INVALID), never
+ * believed.
  */
 typedef sendgate_status (*sendgate_write_fn)(void *user,
                                              const uint8_t *data,

@@ -236,10 +236,12 @@ pub struct sendgate_decision {
 
 // ---- Where the bytes go ----
 
-/// For TLS in user space; kernel TLS needs only fd. Take up to len bytes, set *written and
-/// return SENDGATE_OK; or take none and return SENDGATE_WANT_WRITE, SENDGATE_WANT_READ or an
-/// error. Must neither use the same handle nor unwind. A *written of 0 or above len is an error
-/// (SENDGATE_ERR_INVALID), never believed.
+/// For TLS in user space; kernel TLS needs only fd. SIGPIPE and what else happens inside is the
+/// host's business. (OpenSSL refuses a retry with fewer bytes: don't lower the budget between a
+/// SENDGATE_WANT_ and the next step.) Take up to len bytes, set *written and return SENDGATE_OK; or
+/// take none and return SENDGATE_WANT_WRITE, SENDGATE_WANT_READ or an error. Must neither use the
+/// same handle nor unwind. A *written of 0 or above len is an error (SENDGATE_ERR_INVALID), never
+/// believed.
 pub type sendgate_write_fn = Option<
     unsafe extern "C" fn(
         user: *mut c_void,
@@ -273,7 +275,8 @@ pub struct sendgate_sink {
     pub total_timeout_ms: u32,
 }
 
-/// No byte was written: another answer may still be sent.
+/// No byte was written by this library: another answer may still be sent, unless you have sent a
+/// head of your own (SENDGATE_HEAD_NONE).
 pub const SENDGATE_CONN_UNTOUCHED: u32 = 0;
 /// Complete: read the next request.
 pub const SENDGATE_CONN_REUSABLE: u32 = 1;

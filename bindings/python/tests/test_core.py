@@ -721,6 +721,18 @@ def test_body_only(pipe: Pipe, small: Path) -> None:
     assert split(pipe.received())[2] == DATA[5:10]
 
 
+def test_body_only_of_a_multipart(pipe: Pipe, small: Path) -> None:
+    """With the same seed, the boundary that ``decide`` announces is the one that ``respond`` sends."""
+    request = Request("GET", 11, [("Range", "bytes=0-1,5-9")])
+    decision = sendgate.decide(request, small, now=1_700_000_000, seed=7)
+    result = sendgate.respond(pipe.server, request, small, head=sendgate.HeadForm.NONE, now=1_700_000_000, seed=7)
+    assert result.body_sent == decision.content_length
+    boundary = dict(decision.fields)["Content-Type"].partition("boundary=")[2].encode()
+    body = pipe.received()
+    assert body.startswith(b"--" + boundary + b"\r\n")
+    assert body.endswith(b"\r\n--" + boundary + b"--\r\n")
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -931,6 +931,7 @@ def respond(
     timeout: float = 60.0,
     total_timeout: float | None = None,
     now: int | None = None,
+    seed: int = 0,
 ) -> Result:
     """Answer a request on a socket with a file, and return when the response is complete (RFC 9110 13, 14).
 
@@ -955,7 +956,8 @@ def respond(
     if it changed.
     head: HeadForm.NONE sends the body only. timeout: seconds without progress; total_timeout: for all of the
     response.
-    now: the clock in seconds since 1970, for Date and validators; None reads it.
+    now: the clock in seconds since 1970, for Date and validators; None reads it. seed: makes the boundary of a
+    multipart answer; 0 is random. If ``decide`` makes the head and this the body, give both the same now and seed.
 
     Raises PeerClosedError, ResponseTimeoutError, TruncatedError, FileChangedError, NotRegularError, FieldError,
     IOFailedError, OSError if a path can't be opened, ValueError and TypeError for wrong arguments. The ``connection``
@@ -980,6 +982,7 @@ def respond(
         check=check,
         head=head,
         now=now,
+        seed=seed,
     )
     try:
         result = _new(_RESULT)
@@ -1033,6 +1036,7 @@ class Transfer:
         check: bool = False,
         head: HeadForm = HeadForm.HTTP1,
         now: int | None = None,
+        seed: int = 0,
     ) -> None:
         """Decide, and get ready to send; nothing is written yet. Ends whatever was in progress.
 
@@ -1065,6 +1069,7 @@ class Transfer:
                 check=check,
                 head=head,
                 now=now,
+                seed=seed,
             )
             try:
                 _check(lib.sendgate_transfer_start(self._handle, exchange.c, _NULL if sink is None else sink.c))
