@@ -111,7 +111,6 @@ def http_date(value: bytes, now: int) -> int | None:
 
     Case-sensitive, with all digits; second 60 is a leap second. The day's name need not be the right one.
     """
-    value = value.strip(OWS)
     match = re.fullmatch(IMF_FIXDATE, value) or re.fullmatch(ASCTIME_DATE, value)
     rfc850 = re.fullmatch(RFC850_DATE, value)
     match = match or rfc850
@@ -159,7 +158,6 @@ def byte_ranges(value: bytes, length: int, max_ranges: int) -> list[Range] | Non
     RFC 9110 14.1.1, 14.1.2, 14.2. Ignored: another unit, a mistake anywhere, an empty representation (14.4 has no
     Content-Range for it), and, as 14.2 allows, more ranges or parts than MAX_SPECS, MAX_PARTS, ``max_ranges``.
     """
-    value = value.strip(OWS)
     if value[:6].lower() != b"bytes=" or length == 0:
         return None
     specs = [spec.strip(OWS) for spec in value[6:].split(b",")]

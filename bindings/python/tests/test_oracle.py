@@ -231,7 +231,7 @@ def random_case(number: int) -> Case:
                 value = date(dice, mtime, now)
             value = value.replace(b"{etag}", tag).replace(b"{opaque}", tag[1:-1])
             if dice.random() < 0.2:
-                value = mutated(dice, value, b'0123456789 ,-="W/*\t:GMTx\xff\x7f\0', 3)
+                value = mutated(dice, value, b'0123456789 ,-="W/*\t:GMTx\xff\x7f\0\x0b\r', 3)
             fields.append((dice.choice((name, name, name.lower(), name.upper())), value))
     dice.shuffle(fields)
     return Case(
@@ -279,6 +279,7 @@ FIRST_LINES = (
 FIELD_NAMES = (
     *(name.encode() for name in oracle.KEPT),
     b"Content-Length", b"Content-Length", b"Transfer-Encoding", b"Host", b"Accept", b"X", b"If-Ranges", b"If-Natch",
+    b"!#$%&'*+-.^_`|~09azAZ",
 )  # fmt: skip
 FIELD_VALUES = (
     b"",
@@ -293,6 +294,7 @@ FIELD_VALUES = (
     b"bytes=0-9",
     b"a" * 40,
     b"\xe4\t\x01",
+    b"\x0ba\x0c",
 )
 
 
