@@ -54,9 +54,9 @@ bench: examples bench-decide ## the C example against a floor, nginx and Go; nee
 bench-decide: ## the micro-benchmark of decide plus head
 	$(CARGO) bench --locked --bench decide -- --quick
 
-soak: setup-dev ## the properties with a hundred times as many cases, and a million random requests: about 10 minutes
+soak: setup-dev ## the properties with a hundred times as many cases, and 4 million random requests: about 10 minutes
 	PROPTEST_CASES=25600 $(CARGO) test --locked --release --lib
-	SENDGATE_ORACLE_REQUESTS=1000000 $(PYTEST) bindings/python/tests/test_oracle.py
+	SENDGATE_ORACLE_REQUESTS=4000000 $(PYTEST) bindings/python/tests/test_oracle.py
 
 clean: ## remove what was built
 	rm -rf target .venv
