@@ -32,8 +32,8 @@ test-rust: ## Rust, the C programs (plain, sanitized, under Valgrind) and the AB
 test-examples: examples setup-dev ## the C examples over real sockets
 	$(PYTEST) tests/test_examples.py
 
-test-python: setup-dev ## the installed wheel, the directory server, the comparison with nginx, README's examples
-	$(PYTEST) bindings/python/tests tests/differential tests/test_readme.py
+test-python: setup-dev ## the installed wheel, the directory server, the comparison with nginx, the documents' examples
+	$(PYTEST) bindings/python/tests tests/differential tests/test_readme.py tests/test_docs.py
 
 lint: setup-dev ## rustfmt, clippy, ruff, mypy
 	$(CARGO) fmt --check
