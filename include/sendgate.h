@@ -383,7 +383,7 @@ typedef struct sendgate_exchange {
      */
     size_t n_headers;
     /**
-     * Seconds since 1970, for Date and the age of validators; 0 reads the clock.
+     * Seconds since 1970, up to the year 9999; for Date and the age of validators. 0: the clock.
      */
     int64_t now;
     /**
@@ -674,9 +674,10 @@ sendgate_status sendgate_request_from_fields(struct sendgate_request *req,
  * request begin there. Fields on several lines are joined as by sendgate_request_from_fields.
  * SENDGATE_WANT_READ: no empty line yet, read more and call again with all of it.
  * SENDGATE_ERR_REQUEST: malformed (RFC 9112 2 and 3: bare CR, folded lines, bad names, space
- * before the colon, no Host in HTTP/1.1), or ambiguous about where it ends (Transfer-Encoding with
- * Content-Length, two different lengths: RFC 9112 6.3). SENDGATE_ERR_NO_SPACE: *needed is the
- * scratch_cap to call with; a scratch as long as the head is always enough. needed may be NULL.
+ * before the colon, a bad Host or none in HTTP/1.1), or ambiguous about where it ends
+ * (Transfer-Encoding with Content-Length, two different lengths, a last transfer coding other than
+ * chunked: RFC 9112 6.3). SENDGATE_ERR_NO_SPACE: *needed is the scratch_cap to call with; a scratch
+ * as long as the head is always enough. needed may be NULL.
  */
 sendgate_status sendgate_request_from_head(struct sendgate_request *req,
                                            const char *head,

@@ -299,8 +299,8 @@ def parse_head(data: bytes) -> Verdict:
     """Read a raw request head (RFC 9112 sections 2, 3, 5, 6.3).
 
     A choice of sendgate's: a field line is judged as soon as nothing that follows could make it valid, the request
-    line when its end is there, and what concerns the whole head when that is complete. Neither the value of Host nor
-    the names of transfer codings are looked at.
+    line when its end is there, and what concerns the whole head when that is complete. Of Host only the bytes are
+    looked at.
     """
     # RFC 9112 2.2: a line ends with CRLF, or a lone LF. What is behind the last LF is the begin of a line.
     *lines, begun = data.split(b"\n")
@@ -326,6 +326,10 @@ def parse_head(data: bytes) -> Verdict:
         fields.append((match["name"], match["value"].strip(OWS)))
         if not lengths_agree(fields):
             return "malformed"
+        # 3.2: a Host that is no uri-host and port (RFC 3986 3.2.2).
+        name, value = fields[-1]
+        if name.lower() == b"host" and not re.fullmatch(rb"[-\w.~!$&'()*+,;=:%\[\]]*", value, re.ASCII):
+            return "malformed"
         end += 1
     if end == len(lines):
         return "incomplete" if re.fullmatch(FIELD_LINE_BEGUN, begun) else "malformed"
@@ -338,6 +342,10 @@ def parse_head(data: bytes) -> Verdict:
     if names.count(b"host") > 1 or (version == 11 and b"host" not in names):
         return "malformed"
     if coded and (measured or version == 10):
+        return "malformed"
+    # 6.3: the last coding has to be chunked.
+    codings = [value for name, value in fields if name.lower() == b"transfer-encoding"]
+    if coded and codings[-1].split(b",")[-1].strip(OWS).lower() != b"chunked":
         return "malformed"
     return Head(
         method=request["method"],

@@ -31,7 +31,7 @@ impl<'a> Input<'a> {
         let headers = unsafe { RawHeaders::read(ex.headers, ex.n_headers) }?;
         let status = if ex.http_status == 0 { 200 } else { ex.http_status };
         let max_ranges = if ex.max_ranges == 0 { MAX_RANGES } else { ex.max_ranges as usize };
-        if ex.head_flags & !SENDGATE_HEAD_CLOSE != 0 || max_ranges > MAX_RANGES || ex.now < 0 {
+        if ex.head_flags & !SENDGATE_HEAD_CLOSE != 0 || max_ranges > MAX_RANGES {
             return Err(Error::INVALID);
         }
         // SAFETY: the same promise.

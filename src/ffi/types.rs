@@ -199,7 +199,7 @@ pub struct sendgate_exchange {
     pub headers: *const sendgate_header,
     /// Number of headers.
     pub n_headers: usize,
-    /// Seconds since 1970, for Date and the age of validators; 0 reads the clock.
+    /// Seconds since 1970, up to the year 9999; for Date and the age of validators. 0: the clock.
     pub now: i64,
     /// Of multipart boundaries; 0 is random. Set now and seed if one call makes the head and
     /// another the body.

@@ -156,7 +156,7 @@ fn parse_rfc850(mut scan: Scanner<'_>, now: i64) -> Option<i64> {
     let this_year = 1970 + now.div_euclid(31_556_952);
     let latest = this_year + 51;
     let mut year = latest - (latest - two_digits).rem_euclid(100);
-    if days_from_civil(year, month, day) * SECONDS_PER_DAY + time > now + FIFTY_YEARS {
+    if days_from_civil(year, month, day) * SECONDS_PER_DAY + time > now.saturating_add(FIFTY_YEARS) {
         year -= 100;
     }
     seconds(year, month, day, time)

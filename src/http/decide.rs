@@ -33,6 +33,10 @@ pub fn decide<'a>(ex: &'a Exchange<'a>, spans: &mut Spans) -> Result<Decision<'a
     if !(200..=999).contains(&ex.status) || ex.max_ranges > MAX_RANGES || !is_token(request.method) {
         return Err(Error::Invalid);
     }
+    // A Date has four digits for the year (RFC 9110 5.6.7).
+    if !date::is_representable(ex.now) {
+        return Err(Error::Invalid);
+    }
     if representation.modified.is_some_and(|modified| modified.nanoseconds > 999_999_999) {
         return Err(Error::Invalid);
     }

@@ -160,7 +160,7 @@ pub struct Exchange<'a> {
     pub representation: Representation<'a>,
     /// The application's fields.
     pub headers: &'a dyn HeaderList,
-    /// The clock, in seconds since 1970.
+    /// The clock, in seconds since 1970, up to the year 9999.
     pub now: i64,
     /// Of multipart boundaries.
     pub seed: u64,

@@ -185,7 +185,7 @@ pub fn from_head<'a>(input: &'a [u8], scratch: &'a mut [u8]) -> Result<Head<'a>,
     let (method, target, http10) = parse_request_line(request_line).ok_or(Malformed)?;
     let lines = rest;
     let mut collector = Collector::default();
-    let (mut hosts, mut transfer_encoding, mut content_length) = (0, false, None);
+    let (mut hosts, mut transfer_encoding, mut content_length) = (0, None, None);
     loop {
         match rest {
             [b'\r', b'\n', behind @ ..] | [b'\n', behind @ ..] => {
@@ -213,6 +213,8 @@ pub fn from_head<'a>(input: &'a [u8], scratch: &'a mut [u8]) -> Result<Head<'a>,
             _ => return Err(Malformed),
         };
         match name.len() {
+            // RFC 9112 3.2: a Host that is none is answered 400.
+            4 if is_name(name, b"Host") && !is_host(value) => return Err(Malformed),
             4 if is_name(name, b"Host") => hosts += 1,
             14 if is_name(name, b"Content-Length") => {
                 // RFC 9112 6.3: two lengths, or what is none, leave the end of the request unknown.
@@ -222,14 +224,18 @@ pub fn from_head<'a>(input: &'a [u8], scratch: &'a mut [u8]) -> Result<Head<'a>,
                 }
                 content_length = Some(value);
             }
-            17 if is_name(name, b"Transfer-Encoding") => transfer_encoding = true,
+            17 if is_name(name, b"Transfer-Encoding") => transfer_encoding = Some(value),
             _ => {}
         }
         collector.line(name, value);
     }
     // RFC 9112 3.2: exactly one Host in HTTP/1.1. 6.1: both framings are an attack, and a transfer
     // coding in HTTP/1.0 is faulty framing.
-    let ambiguous = transfer_encoding && (content_length.is_some() || http10);
+    // 6.3: unless "chunked" is the last coding, nobody can tell where the content ends.
+    let ambiguous = transfer_encoding.is_some_and(|value: &[u8]| {
+        let last = value.rsplit(|b| *b == b',').next().map(trim).unwrap_or_default();
+        content_length.is_some() || http10 || !last.eq_ignore_ascii_case(b"chunked")
+    });
     if ambiguous || hosts > 1 || (hosts == 0 && !http10) {
         return Err(Malformed);
     }
@@ -237,6 +243,12 @@ pub fn from_head<'a>(input: &'a [u8], scratch: &'a mut [u8]) -> Result<Head<'a>,
     let fields = collector.finish(FieldLines(lines), scratch).map_err(HeadError::Scratch)?;
     let request = Request { method, http10, ..fields.request };
     Ok(Head { request, target, length: input.len() - rest.len() })
+}
+
+/// Whether there are only the bytes of `uri-host [ ":" port ]` (RFC 3986 3.2.2). Whether it is ours is the
+/// server's business.
+fn is_host(value: &[u8]) -> bool {
+    value.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:%[]".contains(b))
 }
 
 /// `GET /index.html HTTP/1.1`: method, target, and whether the version is 1.0.
@@ -319,6 +331,13 @@ mod tests {
             "GET / HTTP/1.0\r\nContent-Length: +1\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
             "GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, gzip\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: gzip\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: me@a\r\n\r\n",
         ] {
             assert_eq!(from_head(head.as_bytes(), &mut []).unwrap_err(), HeadError::Malformed, "{head:?}");
         }
@@ -331,6 +350,8 @@ mod tests {
             ("Content-Length: 00", false),
             ("Content-Length: 10", true),
             ("Transfer-Encoding: chunked", true),
+            ("Transfer-Encoding: gzip , CHUNKED", true),
+            ("Transfer-Encoding: gzip\nTransfer-Encoding: chunked", true),
             ("X: y", false),
         ] {
             let head = format!("\r\n\nPOST / HTTP/1.1\nHost: a\n{field}\n\n");

@@ -118,7 +118,7 @@ CLOCKS = (
     2_714_000_000,  # the first days of 2056
     4_102_400_000,  # the last hours of 2099
     1,
-    2**62,
+    253_402_300_799,  # the last second that a date can say
 )
 LENGTHS = (1000, 1000, 1000, 0, 1, 2, 10, 300, 2**32 + 5, 2**63 - 1)
 
@@ -289,6 +289,8 @@ FIELD_VALUES = (
     b"05",
     b"5, 5",
     b"chunked",
+    b"gzip, Chunked",
+    b"[::1]:80",
     b"close",
     b'"a"',
     b"bytes=0-9",
