@@ -323,7 +323,9 @@ typedef struct sendgate_rep {
      */
     uint64_t length;
     /**
-     * MEMORY: unchanged until the response is done.
+     * MEMORY: unchanged until the response is done. A mapping of a file that is cut short
+     * meanwhile is an error on a socket; a pull or a write function touches it in user space,
+     * where that is SIGBUS.
      */
     const void *memory;
     /**
@@ -456,12 +458,16 @@ typedef struct sendgate_decision {
 } sendgate_decision;
 
 /**
- * For TLS in user space; kernel TLS needs only fd. SIGPIPE and what else happens inside is the
- * host's business. (OpenSSL refuses a retry with fewer bytes: don't lower the budget between a
- * SENDGATE_WANT_ and the next step.) Take up to len bytes, set *written and return SENDGATE_OK; or
- * take none and return SENDGATE_WANT_WRITE, SENDGATE_WANT_READ or an error. Must neither use the
- * same handle nor unwind. A *written of 0 or above len is an error (SENDGATE_ERR_INVALID), never
- * believed.
+ * For TLS in user space; kernel TLS needs only fd.
+ *
+ * Take up to len bytes, set *written and return SENDGATE_OK; or take none and return
+ * SENDGATE_WANT_WRITE, SENDGATE_WANT_READ or an error. A *written of 0 or above len is
+ * SENDGATE_ERR_INVALID, never believed. Must neither use the same handle nor unwind. Gets at most
+ * 16 KiB of a file at once.
+ *
+ * SIGPIPE and what else happens inside is the host's business. OpenSSL refuses a retry with fewer
+ * bytes: don't lower the budget between a SENDGATE_WANT_ and the next step. One that waits can't
+ * be interrupted: only the total timeout holds, between two calls.
  */
 typedef sendgate_status (*sendgate_write_fn)(void *user,
                                              const uint8_t *data,
@@ -573,7 +579,7 @@ typedef struct sendgate_result {
 #define SENDGATE_ERR_SIZE -2
 
 /**
- * Buffer too small; the needed length was still written.
+ * Buffer too small. Where there is an output for it, it says how long the buffer has to be.
  */
 #define SENDGATE_ERR_NO_SPACE -3
 
@@ -771,8 +777,9 @@ sendgate_status sendgate_transfer_new(struct sendgate_transfer **out);
 /**
  * Decide and get ready to send; writes nothing yet. Ends whatever the handle did before. On error
  * the connection is untouched and the handle idle. The sink's socket must have O_NONBLOCK
- * (SENDGATE_ERR_BLOCKING), which is looked at when the handle first sees that descriptor number.
- * sink NULL: the bytes are to be pulled. Timeouts are the caller's: the sink's are ignored.
+ * (SENDGATE_ERR_BLOCKING), which is looked at when the handle first sees that descriptor number:
+ * so make a new handle for a new connection. sink NULL: the bytes are to be pulled. Timeouts are
+ * the caller's: the sink's are ignored.
  */
 sendgate_status sendgate_transfer_start(struct sendgate_transfer *transfer,
                                         const struct sendgate_exchange *ex,
@@ -791,8 +798,9 @@ sendgate_status sendgate_transfer_step(struct sendgate_transfer *transfer,
 /**
  * Instead of a step, for a caller that writes the bytes itself (TLS, HTTP/2, another library's
  * buffers): put the next bytes of head and body into buf, cap of them unless the end comes first.
- * SENDGATE_YIELD: more follows. SENDGATE_OK: these were the last; *len may be 0. Bytes put there
- * count as sent. The transfer was started with sink NULL. out may be NULL.
+ * SENDGATE_YIELD: more follows. SENDGATE_OK: these were the last; *len may be 0. After a failure
+ * *len counts too. Bytes put there count as sent. The transfer was started with sink NULL. out may
+ * be NULL.
  */
 sendgate_status sendgate_transfer_pull(struct sendgate_transfer *transfer,
                                        uint8_t *buf,
@@ -840,8 +848,9 @@ sendgate_status sendgate_response_file_fd_range(const struct sendgate_sink *sink
  * 200, 206, 304 or 416. The conditions are these four (NUL-terminated values, NULL if the request
  * has none); those in req are ignored. ETag, Last-Modified and Accept-Ranges are added unless
  * headers has them: an ETag or Last-Modified of the application's wins, in the comparison too.
- * Several ranges are answered as multipart/byteranges. A file that can't be opened is answered 404
- * with an empty body. http_status (0: 200) is that of the full answer; with any but 200 nothing is
+ * Several ranges are answered as multipart/byteranges. A file that doesn't exist or may not be
+ * read is answered 404 with an empty body; one that can't be opened for another reason is
+ * SENDGATE_ERR_IO. http_status (0: 200) is that of the full answer; with any but 200 nothing is
  * evaluated. out may be NULL.
  */
 sendgate_status sendgate_response_file_conditional(const struct sendgate_sink *sink,
@@ -858,12 +867,17 @@ sendgate_status sendgate_response_file_conditional(const struct sendgate_sink *s
 
 /**
  * Everything in one call without structs, for ctypes and the like: answer on the stream socket
- * sock with the file fd (borrowed). Strings are NUL-terminated; NULL or "" is absent. method NULL
- * is "GET". version is 10 or 11 (0: 11). request_headers: the request's header lines as received,
- * "Range: bytes=0-9\r\nIf-Match: ...\r\n"; those that don't matter are ignored, and what is no
- * header line is SENDGATE_ERR_REQUEST. response_headers, in the same form, replace the library's
- * own of the same name; what is no header line is SENDGATE_ERR_FIELD. timeout_ms is the longest
- * wait without progress (0: 60000). The outputs may be NULL: *connection is a SENDGATE_CONN_.
+ * sock with the file fd (borrowed).
+ *
+ * Strings are NUL-terminated; NULL or "" is absent. method NULL is "GET". version is 10 or 11 (0:
+ * 11). request_headers: the request's header lines as received, "Range: bytes=0-9\r\nIf-Match:
+ * ...\r\n". Those that don't matter are ignored. What is no header line is SENDGATE_ERR_REQUEST,
+ * and so are lines of one field that add up to more than 1024 bytes.
+ *
+ * response_headers, in the same form, replace the library's own of the same name; what is no
+ * header line is SENDGATE_ERR_FIELD. timeout_ms is the longest wait without progress (0: 60000).
+ *
+ * The outputs may be NULL, and are written on errors too: *connection is a SENDGATE_CONN_.
  */
 sendgate_status sendgate_respond_fd(int32_t sock,
                                     int32_t fd,

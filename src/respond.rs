@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// Bytes between two looks at the clock, for a client that never makes us wait.
 const BUDGET: u64 = 4 << 20;
 
+/// The same for a writer, which may itself wait.
+const WRITER_BUDGET: u64 = 64 << 10;
+
 /// How long a response may take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timeouts {
@@ -65,11 +68,14 @@ pub(crate) fn respond<H: HeaderList, W: Writer + Copy>(
                 nonblocking = Some(Nonblocking::new(fd).map_err(|error| Failure::System(errno(&error)))?);
             }
             let io = || Socket::new(fd, body, sigpipe_ignored);
-            let ended = drive(transfer, Some(fd), timeouts, body.memory(), io);
+            let ended = drive(transfer, Some(fd), timeouts, BUDGET, body.memory(), io);
             drop(nonblocking);
             ended
         }
-        Sink::Writer { writer, fd } => drive(transfer, fd, timeouts, body.memory(), || Callback { writer, body }),
+        Sink::Writer { writer, fd } => {
+            transfer.copy_only();
+            drive(transfer, fd, timeouts, WRITER_BUDGET, body.memory(), || Callback { writer, body })
+        }
     }
 }
 
@@ -79,21 +85,21 @@ fn drive<I: Io>(
     transfer: &mut Transfer,
     fd: Option<RawFd>,
     timeouts: Timeouts,
+    budget: u64,
     memory: Option<&[u8]>,
     mut io: impl FnMut() -> I,
 ) -> Result<(), Cut> {
-    // The common answer leaves in one step, and asks for no time.
-    let mut begun = None;
+    // The common answer leaves in one step, and asks for no time unless that is limited.
+    let begun = timeouts.total.map(|_| Instant::now());
     let mut progress: Option<(u64, Instant)> = None;
     loop {
-        let budget = if timeouts.total.is_some() { BUDGET } else { u64::MAX };
+        let budget = if timeouts.total.is_some() { budget } else { u64::MAX };
         let step = transfer.step(&mut io(), memory, budget)?;
         if step == Step::Done {
             return Ok(());
         }
         let now = Instant::now();
-        let begun = *begun.get_or_insert(now);
-        let left = timeouts.total.map(|total| total.saturating_sub(now - begun));
+        let left = timeouts.total.zip(begun).map(|(total, begun)| total.saturating_sub(now - begun));
         if left == Some(Duration::ZERO) {
             return Err(Cut::Timeout);
         }

@@ -1,7 +1,7 @@
 //! A transfer stepped by the caller's event loop.
 
 use crate::answer::{Answer, Sink};
-use crate::http::HeaderList;
+use crate::http::{HeaderList, Modified};
 use crate::io::callback::{Callback, Writer};
 use crate::io::file::{self, Body};
 use crate::io::socket::Socket;
@@ -25,11 +25,14 @@ pub(crate) struct Resumable<W> {
     sink: Option<Sink<W>>,
     body: Kept,
     started: bool,
-    /// Descriptor numbers that were found to be fit, so that a kept connection and a cached file
-    /// are not asked again for each response.
+    /// Descriptors that were found to be fit, so that a kept connection and a cached file are not asked again
+    /// for each response.
     nonblocking_socket: RawFd,
-    readable_file: RawFd,
+    readable_file: Option<KnownFile>,
 }
+
+/// A file as far as it is known: numbers are used again, but hardly for one with the same time and length.
+type KnownFile = (RawFd, Option<Modified>, u64);
 
 /// Not started; or a step of what is to be pulled from, or the other way round; or no room.
 #[derive(Debug)]
@@ -43,7 +46,7 @@ impl<W: Writer + Copy> Resumable<W> {
             body: Kept::Memory(&[]),
             started: false,
             nonblocking_socket: -1,
-            readable_file: -1,
+            readable_file: None,
         }
     }
 
@@ -66,8 +69,10 @@ impl<W: Writer + Copy> Resumable<W> {
         if let Some(Sink::Socket { fd, .. }) = sink {
             self.check_socket(fd)?;
             if let Body::File { fd: file, .. } = answer.body {
-                self.check_file(file)?;
+                self.check_file((file, answer.representation.modified, answer.representation.length))?;
             }
+        } else {
+            self.transfer.copy_only();
         }
         self.sink = sink;
         self.body = match answer.body {
@@ -89,21 +94,23 @@ impl<W: Writer + Copy> Resumable<W> {
         Ok(())
     }
 
-    fn check_file(&mut self, fd: RawFd) -> Result<(), Refusal> {
-        if self.transfer.uses_sendfile() && self.readable_file != fd {
-            file::check_readable(fd).map_err(Failure::System)?;
-            self.readable_file = fd;
+    fn check_file(&mut self, file: KnownFile) -> Result<(), Refusal> {
+        if self.transfer.uses_sendfile() && self.readable_file != Some(file) {
+            file::check_readable(file.0).map_err(Failure::System)?;
+            self.readable_file = Some(file);
         }
         Ok(())
     }
 
     /// The bytes to send. Once the response has ended there are none, and the memory is not looked at.
-    fn body<'b>(&self) -> Body<'b> {
+    ///
+    /// # Safety
+    /// What this returns is used for one step only, which is as long as `start` was promised that it is valid.
+    unsafe fn body<'b>(&self) -> Body<'b> {
         match self.body {
             Kept::File { fd, offset } => Body::File { fd, offset },
             Kept::Memory(_) if self.transfer.has_ended() => Body::Memory(&[]),
-            // SAFETY: `start` was promised that it is valid until the response is done, and nothing that is
-            // made of it is kept for longer than one step.
+            // SAFETY: the same promise.
             Kept::Memory(bytes) => Body::Memory(unsafe { &*bytes }),
         }
     }
@@ -111,7 +118,8 @@ impl<W: Writer + Copy> Resumable<W> {
     /// Sends at most `budget` bytes.
     pub(crate) fn step(&mut self, budget: u64) -> Result<Result<Step, Failure>, Misused> {
         let sink = self.sink.filter(|_| self.started).ok_or(Misused)?;
-        let body = self.body();
+        // SAFETY: it is gone at the end of this function.
+        let body = unsafe { self.body() };
         Ok(match sink {
             Sink::Socket { fd, sigpipe_ignored } => {
                 self.transfer.step(&mut Socket::new(fd, body, sigpipe_ignored), body.memory(), budget)
@@ -120,12 +128,13 @@ impl<W: Writer + Copy> Resumable<W> {
         })
     }
 
-    /// Fills `space` unless the end comes first, and says how far that came.
-    pub(crate) fn pull(&mut self, space: &mut [u8]) -> Result<Result<(Step, usize), Failure>, Misused> {
+    /// Fills `space` unless the end or a failure comes first, and says how far that came.
+    pub(crate) fn pull(&mut self, space: &mut [u8]) -> Result<(Result<Step, Failure>, usize), Misused> {
         if !self.started || self.sink.is_some() || space.is_empty() {
             return Err(Misused);
         }
-        let body = self.body();
+        // SAFETY: it is gone at the end of this function.
+        let body = unsafe { self.body() };
         let (mut filled, capacity) = (0, space.len());
         let writer = |bytes: &[u8]| {
             // The budget is the capacity, so `bytes` fit.
@@ -134,6 +143,6 @@ impl<W: Writer + Copy> Resumable<W> {
             Ok(bytes.len())
         };
         let step = self.transfer.step(&mut Callback { writer, body }, body.memory(), capacity as u64);
-        Ok(step.map(|step| (step, filled)))
+        Ok((step, filled))
     }
 }

@@ -117,6 +117,11 @@ impl Transfer {
         &self.plan
     }
 
+    /// There is no sendfile where this goes.
+    pub(crate) fn copy_only(&mut self) {
+        self.copy = true;
+    }
+
     /// Whether every further step says the same.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.is_some()
@@ -177,33 +182,34 @@ impl Transfer {
     /// One call that sends, of what is at the cursor.
     fn send_some(&self, io: &mut impl Io, memory: Option<&[u8]>, budget: u64) -> Result<u64, Stop> {
         let (text, span, is_last) = self.plan.current();
-        let alone = self.goes_alone(span, memory);
+        if let Some(memory) = memory {
+            // Never copied here: a mapping of a file that was cut short is an error of send, but would be a
+            // SIGBUS for us.
+            let text = &text[..clamp(text.len(), budget)];
+            let length = span.length.min(budget - text.len() as u64);
+            let bytes = part_of(memory, Span { length, ..span })?;
+            let more = self.more(text.len() + bytes.len(), budget);
+            return Ok(io.send_pair(text, bytes, more)? as u64);
+        }
+        let alone = self.goes_alone(span);
         if !text.is_empty() && (alone || span.length == 0 && is_last) {
             // Nothing can be joined to it, so it needs no copy.
-            return self.send_text(io, text, budget);
+            let text = &text[..clamp(text.len(), budget)];
+            return Ok(io.send(text, self.more(text.len(), budget))? as u64);
         }
         if !text.is_empty() || !alone {
-            return self.gather(io, memory, budget);
+            return self.gather(io, budget);
         }
-        let length = span.length.min(budget);
-        if let Some(memory) = memory {
-            return self.send_text(io, part_of(memory, Span { length, ..span })?, budget);
-        }
-        match io.send_file(span.offset, length)? {
+        match io.send_file(span.offset, span.length.min(budget))? {
             // The file is shorter than when the head was made. Waiting would be for ever.
             0 => Err(Stop::Truncated),
             sent => Ok(sent as u64),
         }
     }
 
-    /// A span that goes out by itself: from where it is in memory, or by sendfile.
-    fn goes_alone(&self, span: Span, memory: Option<&[u8]>) -> bool {
-        span.length > SMALL && (memory.is_some() || !self.copy)
-    }
-
-    fn send_text(&self, io: &mut impl Io, text: &[u8], budget: u64) -> Result<u64, Stop> {
-        let text = &text[..clamp(text.len(), budget)];
-        Ok(io.send(text, self.more(text.len(), budget))? as u64)
+    /// A span of the file that is left to sendfile.
+    fn goes_alone(&self, span: Span) -> bool {
+        span.length > SMALL && !self.copy
     }
 
     /// Whether more follows at once after `count` bytes.
@@ -214,27 +220,22 @@ impl Transfer {
 
     /// Puts text and short spans together, and sends them with one call.
     #[inline(never)] // Its scratch is most of a step's stack; the other ways don't need it.
-    fn gather(&self, io: &mut impl Io, memory: Option<&[u8]>, budget: u64) -> Result<u64, Stop> {
+    fn gather<I: Io>(&self, io: &mut I, budget: u64) -> Result<u64, Stop> {
         let mut scratch = [MaybeUninit::<u8>::uninit(); SCRATCH];
-        let room = clamp(SCRATCH, budget);
+        let room = clamp(SCRATCH.min(I::CHUNK), budget);
         let mut filled = 0;
         for (text, span) in self.plan.pieces() {
             let count = text.len().min(room - filled);
             scratch[filled..filled + count].write_copy_of_slice(&text[..count]);
             filled += count;
-            if filled == room || self.goes_alone(span, memory) {
+            if filled == room || self.goes_alone(span) {
                 break;
             }
             let count = clamp(room - filled, span.length);
-            let place = &mut scratch[filled..filled + count];
-            if let Some(memory) = memory {
-                place.write_copy_of_slice(part_of(memory, Span { length: count as u64, ..span })?);
-            } else {
-                fill(io, place, span.offset)?;
-            }
+            fill(io, &mut scratch[filled..filled + count], span.offset)?;
             filled += count;
         }
-        // SAFETY: each branch above has written the bytes that it counted.
+        // SAFETY: all that was counted above was written.
         let bytes = unsafe { scratch[..filled].assume_init_ref() };
         Ok(io.send(bytes, self.more(filled, budget))? as u64)
     }

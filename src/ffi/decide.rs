@@ -103,6 +103,8 @@ pub unsafe extern "C" fn sendgate_request_from_head(
         out.target = to_str(Some(head.target));
         // SAFETY: as above.
         unsafe { write_struct(req, &out) }?;
+        // SAFETY: the header asks for NULL or a writable size.
+        unsafe { write_optional(needed, head.used) };
         // SAFETY: not NULL, and the header asks for a writable size.
         unsafe { head_len.write(head.length) };
         Ok(SENDGATE_OK)
@@ -290,11 +292,12 @@ pub unsafe extern "C" fn sendgate_head_bytes(
         let mut spans = Spans::new();
         let exchange = input.exchange();
         let decision = http::decide(&exchange, &mut spans)?;
+        let room = buf.len();
         let mut out = Buffer::new(buf);
         http::write_head(&exchange, &decision, &spans, input.form, &mut out);
         // SAFETY: not NULL, and the header asks for a writable size.
         unsafe { len.write(out.needed()) };
-        Ok(if out.needed() <= cap { SENDGATE_OK } else { SENDGATE_ERR_NO_SPACE })
+        Ok(if out.needed() <= room { SENDGATE_OK } else { SENDGATE_ERR_NO_SPACE })
     })
 }
 

@@ -226,7 +226,8 @@ impl<'a> RawFields<'a> {
     }
 
     pub(crate) fn get(&self, index: usize) -> Option<(&'a [u8], &'a [u8])> {
-        self.iter().nth(index)
+        // SAFETY: as for `iter`.
+        self.0.get(index).map(|field| unsafe { read_field(field) }.unwrap_or_default())
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone + use<'a> {

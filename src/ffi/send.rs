@@ -34,18 +34,20 @@ pub unsafe extern "C" fn sendgate_respond(
         Ok(respond_to(&input, sink, timeouts))
     };
     // SAFETY: the header asks for NULL or a result with its size set.
-    unsafe { report(out, call) }
+    unsafe { report(out, SENDGATE_CONN_UNTOUCHED, call) }
 }
 
-/// Runs a call that ends in a result, and writes it whatever happens.
+/// Runs a call that ends in a result, and writes it whatever happens. `connection` is what became
+/// of it if the call was refused.
 ///
 /// # Safety
 /// `out` is NULL or a result with its size set.
 pub(super) unsafe fn report(
     out: *mut sendgate_result,
+    connection: u32,
     body: impl FnOnce() -> Result<sendgate_result, Error>,
 ) -> sendgate_status {
-    let mut result = sendgate_result::default();
+    let mut result = sendgate_result { connection, ..sendgate_result::default() };
     let status = guard(|| {
         if !out.is_null() {
             // SAFETY: the same promise.
@@ -159,18 +161,21 @@ pub unsafe extern "C" fn sendgate_transfer_new(out: *mut *mut sendgate_transfer)
         if out.is_null() {
             return Err(Error::INVALID);
         }
-        let inner = UnsafeCell::new(Resumable::new());
-        let handle = Box::new(sendgate_transfer { state: AtomicU8::new(IDLE), inner });
+        // A Box would end the process if there were no memory.
+        let mut handle = Vec::new();
+        handle.try_reserve_exact(1).map_err(|_| Error::new(SENDGATE_ERR_NO_MEMORY))?;
+        handle.push(sendgate_transfer { state: AtomicU8::new(IDLE), inner: UnsafeCell::new(Resumable::new()) });
         // SAFETY: not NULL, and the header asks for a writable pointer.
-        unsafe { out.write(Box::into_raw(handle)) };
+        unsafe { out.write(Box::into_raw(handle.into_boxed_slice()).cast()) };
         Ok(SENDGATE_OK)
     })
 }
 
 /// Decide and get ready to send; writes nothing yet. Ends whatever the handle did before. On error
 /// the connection is untouched and the handle idle. The sink's socket must have O_NONBLOCK
-/// (SENDGATE_ERR_BLOCKING), which is looked at when the handle first sees that descriptor number.
-/// sink NULL: the bytes are to be pulled. Timeouts are the caller's: the sink's are ignored.
+/// (SENDGATE_ERR_BLOCKING), which is looked at when the handle first sees that descriptor number:
+/// so make a new handle for a new connection. sink NULL: the bytes are to be pulled. Timeouts are
+/// the caller's: the sink's are ignored.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_transfer_start(
     transfer: *mut sendgate_transfer,
@@ -218,13 +223,14 @@ pub unsafe extern "C" fn sendgate_transfer_step(
         Ok(result(&entered.inner.transfer, step.map(status_of).map_err(Error::from)))
     };
     // SAFETY: the header asks for NULL or a result with its size set.
-    unsafe { report(out, call) }
+    unsafe { report(out, SENDGATE_CONN_BROKEN, call) }
 }
 
 /// Instead of a step, for a caller that writes the bytes itself (TLS, HTTP/2, another library's
 /// buffers): put the next bytes of head and body into buf, cap of them unless the end comes first.
-/// SENDGATE_YIELD: more follows. SENDGATE_OK: these were the last; *len may be 0. Bytes put there
-/// count as sent. The transfer was started with sink NULL. out may be NULL.
+/// SENDGATE_YIELD: more follows. SENDGATE_OK: these were the last; *len may be 0. After a failure
+/// *len counts too. Bytes put there count as sent. The transfer was started with sink NULL. out may
+/// be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_transfer_pull(
     transfer: *mut sendgate_transfer,
@@ -241,14 +247,14 @@ pub unsafe extern "C" fn sendgate_transfer_pull(
         if len.is_null() {
             return Err(Error::INVALID);
         }
-        let pulled = entered.inner.pull(space)?;
+        let (step, filled) = entered.inner.pull(space)?;
         // SAFETY: not NULL, and the header asks for a writable size.
-        unsafe { len.write(pulled.map_or(0, |(_, filled)| filled)) };
-        let status = pulled.map(|(step, _)| status_of(step)).map_err(Error::from);
+        unsafe { len.write(filled) };
+        let status = step.map(status_of).map_err(Error::from);
         Ok(result(&entered.inner.transfer, status))
     };
     // SAFETY: the header asks for NULL or a result with its size set.
-    unsafe { report(out, call) }
+    unsafe { report(out, SENDGATE_CONN_BROKEN, call) }
 }
 
 /// Free the handle; NULL is fine. Closes nothing. Not while another call uses it.
@@ -257,7 +263,7 @@ pub unsafe extern "C" fn sendgate_transfer_free(transfer: *mut sendgate_transfer
     guard(|| {
         if !transfer.is_null() {
             // SAFETY: the header asks for a handle of sendgate_transfer_new, freed once.
-            drop(unsafe { Box::from_raw(transfer) });
+            drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(transfer, 1)) });
         }
         Ok(SENDGATE_OK)
     });

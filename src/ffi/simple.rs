@@ -11,6 +11,7 @@ use crate::http::request;
 use crate::http::validator::{self, ETAG_MAX};
 use crate::http::{Buffer, HeadForm, Header, HeaderList, MAX_RANGES, Representation, Request, Rule, is_field, trim};
 use crate::io::file::{Body, Metadata, open_for_reading};
+use libc::{EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR};
 use std::ffi::{CStr, c_char};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
@@ -93,7 +94,7 @@ pub unsafe extern "C" fn sendgate_response_file_fd(
         unsafe { response_span(sink, req, http_status, headers, n_headers, &file, (0, size), size) }
     };
     // SAFETY: the header asks for NULL or a result with its size set.
-    unsafe { report(out, call) }
+    unsafe { report(out, SENDGATE_CONN_UNTOUCHED, call) }
 }
 
 /// As sendgate_response_file_fd, with the bytes from start to before end only. start >= end is
@@ -127,7 +128,7 @@ pub unsafe extern "C" fn sendgate_response_file_fd_range(
         unsafe { response_span(sink, req, http_status, headers, n_headers, &file, (start, end), size) }
     };
     // SAFETY: the header asks for NULL or a result with its size set.
-    unsafe { report(out, call) }
+    unsafe { report(out, SENDGATE_CONN_UNTOUCHED, call) }
 }
 
 /// Sends a span of a file, with the application's status and fields as they are.
@@ -170,8 +171,9 @@ unsafe fn response_span(
 /// 200, 206, 304 or 416. The conditions are these four (NUL-terminated values, NULL if the request
 /// has none); those in req are ignored. ETag, Last-Modified and Accept-Ranges are added unless
 /// headers has them: an ETag or Last-Modified of the application's wins, in the comparison too.
-/// Several ranges are answered as multipart/byteranges. A file that can't be opened is answered 404
-/// with an empty body. http_status (0: 200) is that of the full answer; with any but 200 nothing is
+/// Several ranges are answered as multipart/byteranges. A file that doesn't exist or may not be
+/// read is answered 404 with an empty body; one that can't be opened for another reason is
+/// SENDGATE_ERR_IO. http_status (0: 200) is that of the full answer; with any but 200 nothing is
 /// evaluated. out may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_response_file_conditional(
@@ -210,7 +212,14 @@ pub unsafe extern "C" fn sendgate_response_file_conditional(
         if !fields.iter().all(|(name, value)| is_field(name, value)) {
             return Err(Error::new(SENDGATE_ERR_FIELD));
         }
-        let Ok(file) = open_for_reading(path) else {
+        let opened = open_for_reading(path);
+        if let Err(error) = &opened
+            && !matches!(crate::io::errno(error), ENOENT | ENOTDIR | EACCES | ELOOP | ENAMETOOLONG)
+        {
+            // Not the file's fault: caches must not learn that it is gone.
+            return Err(Error::io(error));
+        }
+        let Ok(file) = opened else {
             let mut answer = new_answer(request, Body::Memory(&[]), [] as [Header<'_>; 0], 404)?;
             answer.evaluate = false;
             return Ok(respond_to(&answer, sink, timeouts));
@@ -227,7 +236,7 @@ pub unsafe extern "C" fn sendgate_response_file_conditional(
         Ok(respond_to(&answer, sink, timeouts))
     };
     // SAFETY: the header asks for NULL or a result with its size set.
-    unsafe { report(out, call) }
+    unsafe { report(out, SENDGATE_CONN_UNTOUCHED, call) }
 }
 
 fn representation<'a>(metadata: &Metadata, tag: &'a mut [u8; ETAG_MAX]) -> Representation<'a> {
@@ -293,12 +302,17 @@ impl HeaderList for Lines<'_> {
 }
 
 /// Everything in one call without structs, for ctypes and the like: answer on the stream socket
-/// sock with the file fd (borrowed). Strings are NUL-terminated; NULL or "" is absent. method NULL
-/// is "GET". version is 10 or 11 (0: 11). request_headers: the request's header lines as received,
-/// "Range: bytes=0-9\r\nIf-Match: ...\r\n"; those that don't matter are ignored, and what is no
-/// header line is SENDGATE_ERR_REQUEST. response_headers, in the same form, replace the library's
-/// own of the same name; what is no header line is SENDGATE_ERR_FIELD. timeout_ms is the longest
-/// wait without progress (0: 60000). The outputs may be NULL: *connection is a SENDGATE_CONN_.
+/// sock with the file fd (borrowed).
+///
+/// Strings are NUL-terminated; NULL or "" is absent. method NULL is "GET". version is 10 or 11 (0:
+/// 11). request_headers: the request's header lines as received, "Range: bytes=0-9\r\nIf-Match:
+/// ...\r\n". Those that don't matter are ignored. What is no header line is SENDGATE_ERR_REQUEST,
+/// and so are lines of one field that add up to more than 1024 bytes.
+///
+/// response_headers, in the same form, replace the library's own of the same name; what is no
+/// header line is SENDGATE_ERR_FIELD. timeout_ms is the longest wait without progress (0: 60000).
+///
+/// The outputs may be NULL, and are written on errors too: *connection is a SENDGATE_CONN_.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_respond_fd(
     sock: i32,
@@ -316,13 +330,15 @@ pub unsafe extern "C" fn sendgate_respond_fd(
     let status = guard(|| {
         // SAFETY: the header asks for NULL or a NUL-terminated string, for each of the three.
         let text = |p| unsafe { c_string(p) }.map(CStr::to_bytes).unwrap_or_default();
-        let lines = Lines(text(request_headers));
+        let lines = text(request_headers);
+        // As received, they may end with the empty line of their head.
+        let lines = Lines(lines.strip_suffix(b"\r\n").filter(|rest| rest.ends_with(b"\r\n")).unwrap_or(lines));
         if !lines.is_valid() {
             return Err(Error::new(SENDGATE_ERR_REQUEST));
         }
         // For fields on several lines, which hardly anyone sends; longer ones than this are refused.
         let mut scratch = [0; 1024];
-        let found = request::from_fields(lines.iter(), &mut scratch).map_err(|_| Error::new(SENDGATE_ERR_NO_SPACE))?;
+        let found = request::from_fields(lines.iter(), &mut scratch).map_err(|_| Error::new(SENDGATE_ERR_REQUEST))?;
         let mut req = zeroed::<sendgate_request>();
         req.size = size_of::<sendgate_request>();
         req.method = to_str(Some(text(method)).filter(|method| !method.is_empty()));

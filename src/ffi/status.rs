@@ -22,7 +22,7 @@ pub const SENDGATE_YIELD: sendgate_status = 3;
 pub const SENDGATE_ERR_INVALID: sendgate_status = -1;
 /// Struct too small, or larger with unknown members set.
 pub const SENDGATE_ERR_SIZE: sendgate_status = -2;
-/// Buffer too small; the needed length was still written.
+/// Buffer too small. Where there is an output for it, it says how long the buffer has to be.
 pub const SENDGATE_ERR_NO_SPACE: sendgate_status = -3;
 /// CR, LF or NUL in a response field, a bad name, or a field against its rule.
 pub const SENDGATE_ERR_FIELD: sendgate_status = -4;

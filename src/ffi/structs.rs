@@ -7,35 +7,38 @@ use std::ffi::{CStr, c_char};
 
 /// A struct whose first member is its `size`.
 ///
-/// # Safety `repr(C)`, begins with a `usize`, has no padding, and any bytes (all zero among them)
-/// are a valid value.
+/// # Safety
+/// `repr(C)`, begins with a `usize`, has no padding, and any bytes (all zero among them) are a valid value.
 pub(crate) unsafe trait CStruct: Copy {
-    /// The smallest size accepted: up to the members without which nothing can be done.
-    const FIRST_SIZE: usize;
+    /// The sizes accepted, beside any larger one: up to the end of a member, beginning with those without which
+    /// nothing can be done.
+    const ENDS: &'static [usize];
 }
 
 macro_rules! c_struct {
-    ($($name:ident up to $member:ident,)*) => {
+    ($($name:ident: $($member:ident)*;)*) => {
         // SAFETY: all of these are repr(C), begin with `size`, have no padding (the C tests compile
         // with -Wpadded), and consist of integers, pointers and optional function pointers.
         $(unsafe impl CStruct for $name {
-            const FIRST_SIZE: usize = {
+            const ENDS: &'static [usize] = {
                 const fn end<T>(start: usize, _: &T) -> usize { start + size_of::<T>() }
                 // SAFETY: see above: zeros are a valid value.
-                let zero: $name = unsafe { std::mem::zeroed() };
-                end(std::mem::offset_of!($name, $member), &zero.$member)
+                const ZERO: $name = unsafe { std::mem::zeroed() };
+                &[$(end(std::mem::offset_of!($name, $member), &ZERO.$member)),*]
             };
         })*
     };
 }
 
+// Each from the last of the members without which nothing can be done.
 c_struct! {
-    sendgate_request up to method,
-    sendgate_rep up to length,
-    sendgate_exchange up to rep,
-    sendgate_decision up to keep_alive,
-    sendgate_sink up to flags,
-    sendgate_result up to connection,
+    sendgate_request: method version flags connection if_match if_none_match if_modified_since
+        if_unmodified_since if_range range target;
+    sendgate_rep: length memory mtime etag content_type;
+    sendgate_exchange: rep headers n_headers now seed head head_flags max_ranges http_status;
+    sendgate_decision: keep_alive content_length body_length n_ranges;
+    sendgate_sink: flags idle_timeout_ms total_timeout_ms;
+    sendgate_result: connection head_sent body_sent body_length;
 }
 
 /// A struct of zeros, with its size.
@@ -81,8 +84,9 @@ unsafe fn read_size<T: CStruct>(p: *const T) -> Result<usize, Error> {
     }
     // SAFETY: every `CStruct` starts with its size, which the caller promises is readable.
     let size = unsafe { p.cast::<usize>().read_unaligned() };
-    // Nobody has a struct of a page; such a "size" is uninitialised memory.
-    if size < T::FIRST_SIZE || size > 4096 { Err(Error::new(SENDGATE_ERR_SIZE)) } else { Ok(size) }
+    // A size within a member would cut it in two. And nobody has a struct of a page: that is uninitialised memory.
+    let known = size == size_of::<T>() || T::ENDS.contains(&size) || (size_of::<T>()..=4096).contains(&size);
+    if known { Ok(size) } else { Err(Error::new(SENDGATE_ERR_SIZE)) }
 }
 
 /// Whether `write_struct` will be able to write to `p`, to be asked before anything is done.

@@ -164,7 +164,9 @@ pub struct sendgate_rep {
     pub offset: u64,
     /// Number of bytes.
     pub length: u64,
-    /// MEMORY: unchanged until the response is done.
+    /// MEMORY: unchanged until the response is done. A mapping of a file that is cut short
+    /// meanwhile is an error on a socket; a pull or a write function touches it in user space,
+    /// where that is SIGBUS.
     pub memory: *const c_void,
     /// Seconds since 1970, UTC; negative: before, and then Last-Modified is left out.
     pub mtime: i64,
@@ -236,12 +238,16 @@ pub struct sendgate_decision {
 
 // ---- Where the bytes go ----
 
-/// For TLS in user space; kernel TLS needs only fd. SIGPIPE and what else happens inside is the
-/// host's business. (OpenSSL refuses a retry with fewer bytes: don't lower the budget between a
-/// SENDGATE_WANT_ and the next step.) Take up to len bytes, set *written and return SENDGATE_OK; or
-/// take none and return SENDGATE_WANT_WRITE, SENDGATE_WANT_READ or an error. Must neither use the
-/// same handle nor unwind. A *written of 0 or above len is an error (SENDGATE_ERR_INVALID), never
-/// believed.
+/// For TLS in user space; kernel TLS needs only fd.
+///
+/// Take up to len bytes, set *written and return SENDGATE_OK; or take none and return
+/// SENDGATE_WANT_WRITE, SENDGATE_WANT_READ or an error. A *written of 0 or above len is
+/// SENDGATE_ERR_INVALID, never believed. Must neither use the same handle nor unwind. Gets at most
+/// 16 KiB of a file at once.
+///
+/// SIGPIPE and what else happens inside is the host's business. OpenSSL refuses a retry with fewer
+/// bytes: don't lower the budget between a SENDGATE_WANT_ and the next step. One that waits can't
+/// be interrupted: only the total timeout holds, between two calls.
 pub type sendgate_write_fn = Option<
     unsafe extern "C" fn(
         user: *mut c_void,

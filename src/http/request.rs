@@ -133,6 +133,8 @@ pub struct Head<'a> {
     pub target: &'a [u8],
     /// Where the head ends: content or the next request begin there.
     pub length: usize,
+    /// Bytes of scratch used.
+    pub used: usize,
 }
 
 /// Why there is no head.
@@ -242,7 +244,7 @@ pub fn from_head<'a>(input: &'a [u8], scratch: &'a mut [u8]) -> Result<Head<'a>,
     let lines = &lines[..lines.len() - rest.len()];
     let fields = collector.finish(FieldLines(lines), scratch).map_err(HeadError::Scratch)?;
     let request = Request { method, http10, ..fields.request };
-    Ok(Head { request, target, length: input.len() - rest.len() })
+    Ok(Head { request, target, length: input.len() - rest.len(), used: fields.used })
 }
 
 /// Whether there are only the bytes of `uri-host [ ":" port ]` (RFC 3986 3.2.2). Whether it is ours is the

@@ -11,7 +11,7 @@ pub(super) enum Kind {
     Slot(SlotName),
     ContentLength,
     ContentRange,
-    /// Transfer-Encoding and Connection: never the application's.
+    /// Transfer-Encoding, Connection and Keep-Alive: never the application's.
     Framing,
     /// Describes the content as a whole: not for a part of it, and not without it.
     WholeContent,
@@ -33,7 +33,7 @@ pub(super) enum SlotName {
 
 /// The kind of a name, and a bit of its own for names that may occur only once (else 0).
 pub(super) fn classify(name: &[u8]) -> (Kind, u32) {
-    const NAMES: [(&[u8], Kind, u32); 26] = [
+    const NAMES: [(&[u8], Kind, u32); 24] = [
         (b"Age", Kind::Other, 1),
         (b"Date", Kind::Slot(SlotName::Date), 1 << 1),
         (b"ETag", Kind::Slot(SlotName::ETag), 1 << 2),
@@ -57,8 +57,6 @@ pub(super) fn classify(name: &[u8]) -> (Kind, u32) {
         (b"Content-Location", Kind::Stored, 1 << 13),
         (b"Transfer-Encoding", Kind::Framing, 0),
         (b"Content-Disposition", Kind::Content, 1 << 14),
-        (b"Upgrade", Kind::Other, 0),
-        (b"Trailer", Kind::Other, 0),
         (b"Keep-Alive", Kind::Framing, 0),
     ];
     // Most names are of the application's own making: the length alone rules most of them out.

@@ -22,7 +22,25 @@ pub(crate) struct Callback<'a, W> {
     pub(crate) body: Body<'a>,
 }
 
+/// What a TLS record holds.
+const RECORD: usize = 16 * 1024;
+
 impl<W: Writer> Io for Callback<'_, W> {
+    const CHUNK: usize = RECORD;
+
+    /// Together, if they fit into one record.
+    fn send_pair(&mut self, first: &[u8], second: &[u8], more: bool) -> Result<usize, Fault> {
+        let length = first.len() + second.len();
+        if first.is_empty() || second.is_empty() || length > RECORD {
+            return self.send(if first.is_empty() { second } else { first }, more);
+        }
+        let mut record = [MaybeUninit::<u8>::uninit(); RECORD];
+        record[..first.len()].write_copy_of_slice(first);
+        record[first.len()..length].write_copy_of_slice(second);
+        // SAFETY: both have just been written there.
+        self.send(unsafe { record[..length].assume_init_ref() }, more)
+    }
+
     fn send(&mut self, bytes: &[u8], _more: bool) -> Result<usize, Fault> {
         self.writer.write(bytes)
     }

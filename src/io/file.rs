@@ -181,7 +181,6 @@ fn own(opened: io::Result<usize>) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-#[cfg(target_os = "linux")]
 fn openat2(dir: BorrowedFd<'_>, path: &CStr) -> io::Result<OwnedFd> {
     // SAFETY: a struct of integers, for which zero is a valid value.
     let mut how: libc::open_how = unsafe { std::mem::zeroed() };
@@ -202,11 +201,6 @@ fn openat2(dir: BorrowedFd<'_>, path: &CStr) -> io::Result<OwnedFd> {
         }
     }
     Err(io::Error::from_raw_os_error(libc::EAGAIN))
-}
-
-#[cfg(not(target_os = "linux"))]
-fn openat2(_: BorrowedFd<'_>, _: &CStr) -> io::Result<OwnedFd> {
-    Err(io::Error::from_raw_os_error(libc::ENOSYS))
 }
 
 /// Where openat2(2) is missing: one component after the other, and no symbolic link at all.

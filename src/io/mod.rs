@@ -41,6 +41,18 @@ pub(crate) trait Io {
     /// Sends some of `bytes`. `more` follow at once, so what is sent may wait for them.
     fn send(&mut self, bytes: &[u8], more: bool) -> Result<usize, Fault>;
 
+    /// The most bytes that are put together for one `send`.
+    const CHUNK: usize = usize::MAX;
+
+    /// Sends some of `first`, then of `second`, with one call if it can. One of them may be empty.
+    fn send_pair(&mut self, first: &[u8], second: &[u8], more: bool) -> Result<usize, Fault> {
+        match (first, second) {
+            ([], _) => self.send(second, more),
+            (_, []) => self.send(first, more),
+            _ => self.send(first, true),
+        }
+    }
+
     /// Sends up to `length` bytes of the file from `offset` without copying them. Ok(0): its end.
     fn send_file(&mut self, offset: u64, length: u64) -> Result<usize, Fault>;
 

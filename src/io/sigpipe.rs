@@ -70,7 +70,7 @@ impl Guard {
         Self { restore: Some(Restore { mask, was_pending }) }
     }
 
-    /// The call raised EPIPE, so a signal of ours is pending for this thread: take it back.
+    /// A call may have raised the signal, so that one of ours is pending for this thread: take it back.
     pub(crate) fn consume(&self) {
         let Some(restore) = &self.restore else { return };
         // Signals don't queue, and a thread's own is taken before one that is for the whole process.

@@ -18,12 +18,15 @@ pub(crate) struct Socket<'a> {
     /// The host ignores SIGPIPE, and says so.
     pub(crate) sigpipe_ignored: bool,
     guard: Option<Guard>,
+    /// A sendfile was cut short, perhaps by a peer that went away: then it has raised SIGPIPE, and says only how
+    /// much went before.
+    cut_short: bool,
     corked: bool,
 }
 
 impl<'a> Socket<'a> {
     pub(crate) fn new(fd: RawFd, body: Body<'a>, sigpipe_ignored: bool) -> Self {
-        Self { fd, body, sigpipe_ignored, guard: None, corked: false }
+        Self { fd, body, sigpipe_ignored, guard: None, cut_short: false, corked: false }
     }
 }
 
@@ -37,11 +40,24 @@ fn fault(error: &io::Error) -> Fault {
     }
 }
 
+/// MSG_MORE only if the rest follows at once: alone, Linux holds the bytes back for 200 ms.
+fn send_flags(more: bool) -> libc::c_int {
+    libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | if more { libc::MSG_MORE } else { 0 }
+}
+
 impl Io for Socket<'_> {
     fn send(&mut self, bytes: &[u8], more: bool) -> Result<usize, Fault> {
-        // MSG_MORE only if the rest follows at once: alone, Linux holds the bytes back for 200 ms.
-        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | if more { libc::MSG_MORE } else { 0 };
-        syscall!(send(self.fd, bytes.as_ptr().cast(), bytes.len(), flags)).map_err(|error| fault(&error))
+        syscall!(send(self.fd, bytes.as_ptr().cast(), bytes.len(), send_flags(more))).map_err(|error| fault(&error))
+    }
+
+    fn send_pair(&mut self, first: &[u8], second: &[u8], more: bool) -> Result<usize, Fault> {
+        let piece = |bytes: &[u8]| libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        let mut pieces = [piece(first), piece(second)];
+        // SAFETY: a struct of integers and pointers, for which zero is a valid value.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = pieces.as_mut_ptr();
+        message.msg_iovlen = pieces.len();
+        syscall!(sendmsg(self.fd, &raw const message, send_flags(more))).map_err(|error| fault(&error))
     }
 
     fn send_file(&mut self, offset: u64, length: u64) -> Result<usize, Fault> {
@@ -51,21 +67,17 @@ impl Io for Socket<'_> {
             self.guard = Some(Guard::new());
         }
         let length = length.min(SENDFILE_MAX) as usize; // Below 2^31.
+        self.cut_short = true;
         // The offset is ours: the file's own position stays where it is, and other threads can send
         // from the same descriptor.
-        syscall!(sendfile(self.fd, file, &raw mut offset, length)).map_err(|error| match errno(&error) {
+        let sent = syscall!(sendfile(self.fd, file, &raw mut offset, length)).map_err(|error| match errno(&error) {
             // The kernel has no way to map this file, or no way into this socket. EINVAL also
             // comes from some of procfs; EIO and others are errors of the file.
             libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::ESPIPE | libc::EPERM => Fault::Unsupported,
-            number => {
-                if number == libc::EPIPE
-                    && let Some(guard) = &self.guard
-                {
-                    guard.consume();
-                }
-                fault(&error)
-            }
-        })
+            _ => fault(&error),
+        })?;
+        self.cut_short = sent < length;
+        Ok(sent)
     }
 
     fn read(&mut self, space: &mut [MaybeUninit<u8>], offset: u64) -> Result<usize, Fault> {
@@ -89,6 +101,11 @@ impl Drop for Socket<'_> {
         if self.corked {
             let _ = set_cork(self.fd, 0);
         }
+        if self.cut_short
+            && let Some(guard) = &self.guard
+        {
+            guard.consume();
+        }
     }
 }
 
@@ -102,4 +119,32 @@ fn cork(fd: RawFd) -> Option<libc::c_int> {
 fn set_cork(fd: RawFd, value: libc::c_int) -> io::Result<usize> {
     let size = size_of_val(&value) as libc::socklen_t;
     syscall!(setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_CORK, (&raw const value).cast(), size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    /// sendfile moves 64 KiB at a time. If the peer goes away between two of them, SIGPIPE is raised, and the call
+    /// still says how much was sent; if little is left then, the next call is a send.
+    #[test]
+    fn a_signal_left_by_a_short_sendfile_is_taken_back() {
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        let length = file.metadata().unwrap().len();
+        let (ours, peer) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        // SAFETY: Rust's runtime ignores it, and the guard would have nothing to do.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+        let mut socket = Socket::new(ours.as_raw_fd(), Body::File { fd: file.as_raw_fd(), offset: 0 }, false);
+        assert!(socket.send_file(0, length).is_ok_and(|sent| (sent as u64) < length));
+        // SAFETY: blocked by the guard, so it only becomes pending.
+        unsafe { libc::raise(libc::SIGPIPE) };
+        drop(peer);
+        assert!(matches!(socket.send(b"tail", false), Err(Fault::Closed(_))));
+        drop(socket); // The end of the process, if the signal were still there.
+        // SAFETY: as the runtime had it.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    }
 }

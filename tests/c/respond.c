@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -401,6 +402,74 @@ static void write_functions(void)
 }
 
 /* ---- Timeouts ---- */
+
+/* Takes all it is given, slowly; remembers the largest and the first piece. */
+struct slow_writer {
+    long pause_ns;
+    size_t first, largest;
+};
+
+static sendgate_status write_slowly(void *user, const uint8_t *data, size_t len, size_t *written)
+{
+    struct slow_writer *writer = user;
+    (void)data;
+    struct timespec pause = {.tv_sec = 0, .tv_nsec = writer->pause_ns};
+    nanosleep(&pause, NULL);
+    if (writer->first == 0)
+        writer->first = len;
+    if (len > writer->largest)
+        writer->largest = len;
+    *written = len;
+    return SENDGATE_OK;
+}
+
+static void slow_writers(void)
+{
+    struct ask ask;
+    int file = file_make("answer", 16 << 20);
+    check_case("a write function that blocks: the total timeout holds");
+    struct slow_writer writer = {.pause_ns = 20000000};
+    ask_file(&ask, file, -1);
+    ask.sink.write = write_slowly;
+    ask.sink.user = &writer;
+    ask.sink.total_timeout_ms = 200;
+    int64_t start = now_ms();
+    CHECK_STATUS(sendgate_respond(&ask.exchange, &ask.sink, &ask.result), SENDGATE_ERR_TIMEOUT);
+    int64_t took = now_ms() - start;
+    CHECK(took >= 190 && took < 5000);
+    check_result(&ask.result, SENDGATE_ERR_TIMEOUT, 200, SENDGATE_CONN_BROKEN);
+
+    check_case("a write function gets TLS records: the head with the first bytes, 16 KiB at most");
+    writer = (struct slow_writer){.pause_ns = 0};
+    ask.sink.total_timeout_ms = 0;
+    CHECK_STATUS(sendgate_respond(&ask.exchange, &ask.sink, &ask.result), SENDGATE_OK);
+    CHECK_INT(writer.first, 16384);
+    CHECK_INT(writer.largest, 16384);
+    close(file);
+}
+
+/* Memory that is a mapping of a file cut short: an error, not a signal. */
+static void memory_cut_short(void)
+{
+    struct ask ask;
+    int sockets[2], file = file_make("mapped", 100000);
+    static const size_t lengths[] = {4000, 100000};
+    for (size_t i = 0; i < 2; i++) {
+        check_case("%zu bytes of a mapping of a file that was cut short", lengths[i]);
+        MUST(truncate("mapped", 100000) == 0);
+        void *mapping = mmap(NULL, lengths[i], PROT_READ, MAP_SHARED, file, 0);
+        MUST(mapping != MAP_FAILED);
+        MUST(truncate("mapped", 0) == 0);
+        make_pair(UNIX_PAIR, 1, sockets);
+        ask_memory(&ask, mapping, lengths[i], sockets[0]);
+        CHECK_STATUS(sendgate_respond(&ask.exchange, &ask.sink, &ask.result), SENDGATE_ERR_IO);
+        CHECK_INT(ask.result.sys_errno, EFAULT);
+        munmap(mapping, lengths[i]);
+        close(sockets[0]);
+        close(sockets[1]);
+    }
+    close(file);
+}
 
 static void timeouts(void)
 {
@@ -858,6 +927,8 @@ int main(void)
     memory_bodies();
     write_functions();
     timeouts();
+    slow_writers();
+    memory_cut_short();
     closed_peers();
     truncated_files();
     wrong_descriptors();
