@@ -103,8 +103,10 @@ impl Transfer {
         self.http_status = 0;
         self.ended = Some(Ok(()));
         let mut spans = Spans::new();
-        let decision = http::decide(ex, &mut spans)?;
-        self.plan.lay_out(ex, &decision, &spans, form)?;
+        // By reference: it is too large to be moved out for nothing.
+        let decision = http::decide(ex, &mut spans);
+        let decision = decision.as_ref().map_err(|error| *error)?;
+        self.plan.lay_out(ex, decision, &spans, form)?;
         self.http_status = decision.status;
         self.keep_alive = decision.keep_alive;
         self.copy = copy;

@@ -187,11 +187,13 @@ pub unsafe extern "C" fn sendgate_transfer_start(
         let entered = unsafe { Entered::new(transfer) }?;
         entered.inner.stop();
         // SAFETY: the header asks for a valid exchange whose members live during the call.
-        let input = unsafe { Input::read(ex) }?;
+        let input = unsafe { Input::read(ex) };
+        // By reference: it is too large to be moved out for nothing.
+        let input = input.as_ref().map_err(|error| *error)?;
         // SAFETY: the header asks for NULL or a valid sink.
         let sink = if sink.is_null() { None } else { Some(unsafe { read_sink(sink) }?.0) };
         // SAFETY: the header asks for memory that lives until the response is done.
-        unsafe { entered.inner.start(&input, sink) }?;
+        unsafe { entered.inner.start(input, sink) }?;
         Ok(SENDGATE_OK)
     })
 }

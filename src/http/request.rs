@@ -250,7 +250,23 @@ pub fn from_head<'a>(input: &'a [u8], scratch: &'a mut [u8]) -> Result<Head<'a>,
 /// Whether there are only the bytes of `uri-host [ ":" port ]` (RFC 3986 3.2.2). Whether it is ours is the
 /// server's business.
 fn is_host(value: &[u8]) -> bool {
-    value.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:%[]".contains(b))
+    const HOST: [bool; 256] = {
+        let mut table = [false; 256];
+        let mut byte = 0;
+        while byte < 128 {
+            let b = byte as u8;
+            let mark = matches!(b, b'-' | b'.' | b'_' | b'~' | b':' | b'%' | b'[' | b']');
+            table[byte] = b.is_ascii_alphanumeric() || mark || is_sub_delim(b);
+            byte += 1;
+        }
+        table
+    };
+    value.iter().all(|b| HOST[usize::from(*b)])
+}
+
+/// RFC 3986 2.2.
+const fn is_sub_delim(b: u8) -> bool {
+    matches!(b, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=')
 }
 
 /// `GET /index.html HTTP/1.1`: method, target, and whether the version is 1.0.
