@@ -48,22 +48,31 @@ impl<'a> Buffer<'a> {
         self.needed = end;
     }
 
-    pub(super) fn decimal(&mut self, mut number: u64) {
-        let count = number.checked_ilog10().unwrap_or(0) as usize + 1;
-        self.place(count, |place| {
-            let mut pairs = place.rchunks_exact_mut(2);
-            for pair in &mut pairs {
-                pair.copy_from_slice(&date::TWO_DIGITS[(number % 100) as usize]);
-                number /= 100;
+    /// Four digits at a time: pieces of a known length are copied fast.
+    pub(super) fn decimal(&mut self, number: u64) {
+        let pair = |number: u64| &date::TWO_DIGITS[number as usize % 100];
+        match number {
+            0..10 => self.push(&pair(number)[1..]),
+            10..100 => self.push(pair(number)),
+            100..1000 => {
+                self.push(&pair(number / 100)[1..]);
+                self.push(pair(number));
             }
-            if let [first] = pairs.into_remainder() {
-                *first = b'0' + number as u8;
+            1000..10_000 => {
+                self.push(pair(number / 100));
+                self.push(pair(number));
             }
-        });
+            _ => {
+                self.decimal(number / 10_000);
+                self.push(pair(number / 100));
+                self.push(pair(number));
+            }
+        }
     }
 
     /// At least `width` digits.
     pub(super) fn hexadecimal(&mut self, mut number: u64, width: usize) {
+        let count = (64 - number.leading_zeros() as usize).div_ceil(4).max(width);
         let mut digits = [b'0'; 16];
         let mut pairs = digits.rchunks_exact_mut(2);
         while number > 0
@@ -72,8 +81,7 @@ impl<'a> Buffer<'a> {
             pair.copy_from_slice(&HEX_PAIRS[(number & 0xff) as usize]);
             number >>= 8;
         }
-        let zeros = digits.iter().take_while(|digit| **digit == b'0').count();
-        self.push(&digits[zeros.min(digits.len() - width)..]);
+        self.push(&digits[digits.len() - count..]);
     }
 }
 
@@ -87,3 +95,40 @@ const HEX_PAIRS: [[u8; 2]; 256] = {
     }
     table
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(write: impl FnOnce(&mut Buffer<'_>)) -> String {
+        let mut space = [0; 32];
+        let mut out = Buffer::new(&mut space);
+        write(&mut out);
+        assert_eq!(out.needed(), out.written().len());
+        String::from_utf8(out.written().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn numbers() {
+        for power in 0..19 {
+            let number = 10u64.pow(power);
+            for n in [number - 1, number, number + 1, number / 5 * 9] {
+                assert_eq!(written(|out| out.decimal(n)), n.to_string());
+                assert_eq!(written(|out| out.hexadecimal(n, 1)), format!("{n:x}"));
+                assert_eq!(written(|out| out.hexadecimal(n, 16)), format!("{n:016x}"));
+            }
+        }
+        assert_eq!(written(|out| out.decimal(u64::MAX)), u64::MAX.to_string());
+        assert_eq!(written(|out| out.hexadecimal(u64::MAX, 1)), "ffffffffffffffff");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_counted() {
+        let mut space = [0; 4];
+        let mut out = Buffer::new(&mut space);
+        out.push(b"abc");
+        out.decimal(12);
+        out.push(b"d");
+        assert_eq!((out.needed(), out.written()), (6, &b""[..]));
+    }
+}
