@@ -45,17 +45,21 @@ fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     era * 146_097 + day_of_era - 719_468
 }
 
-/// The inverse of `days_from_civil`, for days from 1970 on.
+/// The inverse of `days_from_civil`, for days from 1970 to 9999: Neri and Schneider, "Euclidean affine
+/// functions and their application to calendar algorithms" (2022), figure 12, with three divisions less
+/// than the textbook's way.
 fn civil_from_days(days: u32) -> (u32, u32, u32) {
-    let days = days + 719_468;
-    let era = days / 146_097;
-    let day_of_era = days % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    (era * 400 + year_of_era + u32::from(month <= 2), month, day)
+    let quarters = 4 * (days + 719_468) + 3;
+    let century = quarters / 146_097;
+    let quarters_of_century = quarters % 146_097 | 3;
+    let product = 2_939_745 * u64::from(quarters_of_century);
+    let year_of_century = (product >> 32) as u32;
+    let day_of_year = (product & 0xffff_ffff) as u32 / 2_939_745 / 4;
+    let month_and_day = 2_141 * day_of_year + 197_913;
+    let (month, day) = (month_and_day >> 16, (month_and_day & 0xffff) / 2_141 + 1);
+    // The year begins in March: its last two months are the next one's first.
+    let next = u32::from(day_of_year >= 306);
+    (100 * century + year_of_century + next, month - 12 * next, day)
 }
 
 fn days_in_month(year: i64, month: i64) -> i64 {
