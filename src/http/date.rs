@@ -51,7 +51,7 @@ fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
 fn civil_from_days(days: u32) -> (u32, u32, u32) {
     let quarters = 4 * (days + 719_468) + 3;
     let century = quarters / 146_097;
-    let quarters_of_century = quarters % 146_097 | 3;
+    let quarters_of_century = (quarters % 146_097) | 3;
     let product = 2_939_745 * u64::from(quarters_of_century);
     let year_of_century = (product >> 32) as u32;
     let day_of_year = (product & 0xffff_ffff) as u32 / 2_939_745 / 4;
