@@ -70,9 +70,10 @@ impl Guard {
         Self { restore: Some(Restore { mask, was_pending }) }
     }
 
-    /// A call may have raised the signal, so that one of ours is pending for this thread: take it back.
-    pub(crate) fn consume(&self) {
-        let Some(restore) = &self.restore else { return };
+    /// A call may have raised the signal, so that one of ours is pending for this thread: take it back. It is
+    /// `certain` if a call has told that the peer is gone; without that, a signal of the host's own is left alone.
+    pub(crate) fn consume(&self, certain: bool) {
+        let Some(restore) = self.restore.as_ref().filter(|restore| certain || !restore.was_pending) else { return };
         // Signals don't queue, and a thread's own is taken before one that is for the whole process.
         take_pending();
         if restore.was_pending && !is_pending() {

@@ -21,22 +21,29 @@ pub(crate) struct Socket<'a> {
     /// A sendfile was cut short, perhaps by a peer that went away: then it has raised SIGPIPE, and says only how
     /// much went before.
     cut_short: bool,
+    /// A call has found that the peer went away.
+    peer_closed: bool,
     corked: bool,
 }
 
 impl<'a> Socket<'a> {
     pub(crate) fn new(fd: RawFd, body: Body<'a>, sigpipe_ignored: bool) -> Self {
-        Self { fd, body, sigpipe_ignored, guard: None, cut_short: false, corked: false }
+        Self { fd, body, sigpipe_ignored, guard: None, cut_short: false, peer_closed: false, corked: false }
     }
 }
 
-fn fault(error: &io::Error) -> Fault {
-    match errno(error) {
-        // Linux has one number for EAGAIN and EWOULDBLOCK.
-        libc::EAGAIN => Fault::Wait(Interest::Write),
-        libc::EINTR => Fault::Interrupted,
-        number @ (libc::EPIPE | libc::ECONNRESET) => Fault::Closed(number),
-        number => Fault::System(number),
+impl Socket<'_> {
+    fn fault(&mut self, error: &io::Error) -> Fault {
+        match errno(error) {
+            // Linux has one number for EAGAIN and EWOULDBLOCK.
+            libc::EAGAIN => Fault::Wait(Interest::Write),
+            libc::EINTR => Fault::Interrupted,
+            number @ (libc::EPIPE | libc::ECONNRESET) => {
+                self.peer_closed = true;
+                Fault::Closed(number)
+            }
+            number => Fault::System(number),
+        }
     }
 }
 
@@ -47,7 +54,8 @@ fn send_flags(more: bool) -> libc::c_int {
 
 impl Io for Socket<'_> {
     fn send(&mut self, bytes: &[u8], more: bool) -> Result<usize, Fault> {
-        syscall!(send(self.fd, bytes.as_ptr().cast(), bytes.len(), send_flags(more))).map_err(|error| fault(&error))
+        syscall!(send(self.fd, bytes.as_ptr().cast(), bytes.len(), send_flags(more)))
+            .map_err(|error| self.fault(&error))
     }
 
     fn send_pair(&mut self, first: &[u8], second: &[u8], more: bool) -> Result<usize, Fault> {
@@ -57,7 +65,7 @@ impl Io for Socket<'_> {
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = pieces.as_mut_ptr();
         message.msg_iovlen = pieces.len();
-        syscall!(sendmsg(self.fd, &raw const message, send_flags(more))).map_err(|error| fault(&error))
+        syscall!(sendmsg(self.fd, &raw const message, send_flags(more))).map_err(|error| self.fault(&error))
     }
 
     fn send_file(&mut self, offset: u64, length: u64) -> Result<usize, Fault> {
@@ -67,16 +75,15 @@ impl Io for Socket<'_> {
             self.guard = Some(Guard::new());
         }
         let length = length.min(SENDFILE_MAX) as usize; // Below 2^31.
-        self.cut_short = true;
         // The offset is ours: the file's own position stays where it is, and other threads can send
         // from the same descriptor.
         let sent = syscall!(sendfile(self.fd, file, &raw mut offset, length)).map_err(|error| match errno(&error) {
             // The kernel has no way to map this file, or no way into this socket. EINVAL also
             // comes from some of procfs; EIO and others are errors of the file.
             libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::ESPIPE | libc::EPERM => Fault::Unsupported,
-            _ => fault(&error),
+            _ => self.fault(&error),
         })?;
-        self.cut_short = sent < length;
+        self.cut_short |= sent < length;
         Ok(sent)
     }
 
@@ -101,10 +108,10 @@ impl Drop for Socket<'_> {
         if self.corked {
             let _ = set_cork(self.fd, 0);
         }
-        if self.cut_short
+        if (self.cut_short || self.peer_closed)
             && let Some(guard) = &self.guard
         {
-            guard.consume();
+            guard.consume(self.peer_closed);
         }
     }
 }
