@@ -20,6 +20,7 @@
  *           (The two calls that take a descriptor over say so.)
  *  Threads  Calls without a handle are reentrant. A handle may move between threads but is
  *           used by one at a time: a second call at the same time gets SENDGATE_ERR_BUSY.
+ *           sendgate_sender alone is for any number of threads at the same time.
  *  Signals  No call raises SIGPIPE, whatever its disposition; none is ever changed.
  *  Stack    At most 24 KiB. No static or thread-local buffers.
  *  Memory   What _new gives, the matching _free takes back, once; NULL is fine. Nothing
@@ -54,6 +55,11 @@ extern "C" {
  * Files leave by a copy inside the kernel; without it, by pread and send.
  */
 #define SENDGATE_FEATURE_SENDFILE 1
+
+/**
+ * The background sender is in this build.
+ */
+#define SENDGATE_FEATURE_SENDER 2
 
 /**
  * The library's field wins if it produces one, otherwise this one is sent.
@@ -172,6 +178,14 @@ extern "C" {
 #define SENDGATE_SINK_SIGPIPE_IGNORED 1
 
 /**
+ * For sendgate_sender_submit: send what can be sent at once in the calling thread, without waiting
+ * for the socket or the disk: answers up to 64 KiB from memory or the page cache, to a socket
+ * with O_NONBLOCK (or up to 16 KiB to any). What is left goes to the background. Not for a write
+ * function.
+ */
+#define SENDGATE_SINK_TRY_NOW 2
+
+/**
  * No byte was written by this library: another answer may still be sent, unless you have sent a
  * head of your own (SENDGATE_HEAD_NONE).
  */
@@ -191,6 +205,21 @@ extern "C" {
  * Cut short, or not finished yet: close it, and send nothing more.
  */
 #define SENDGATE_CONN_BROKEN 3
+
+/**
+ * Sends responses on one thread of its own, any number at once, so that no thread of yours waits
+ * for a slow client. Freed by sendgate_sender_free.
+ *
+ * Threads may share it: submit, take and cancel may be called by any of them at the same time, and
+ * what one thread has submitted another may take. Make it after fork(2): in a child of the process
+ * that made it every call is SENDGATE_ERR_FORKED, and _free only lets go of it.
+ *
+ * A response sends at most turn_bytes before the others have their turn, and a new one does not
+ * queue up behind those that are under way. What is not in the page cache is read ahead while
+ * others are served, and then sent 128 KiB at a time, so that a slow disk holds them up no longer
+ * than that.
+ */
+typedef struct sendgate_sender sendgate_sender;
 
 /**
  * A response in progress, for a caller with an event loop. Make one per connection, and for each
@@ -475,7 +504,11 @@ typedef sendgate_status (*sendgate_write_fn)(void *user,
                                              size_t *written);
 
 /**
- * Where the bytes go.
+ * Where the bytes go, and how long that may take.
+ *
+ * Times and rates count bytes as the peer takes them: those that wait in the socket's own buffer
+ * are not progress, and a slow client that takes some of them has not stalled. They hold for
+ * sendgate_respond and sendgate_sender_submit; a caller that steps keeps its own.
  */
 typedef struct sendgate_sink {
     /**
@@ -484,7 +517,8 @@ typedef struct sendgate_sink {
     size_t size;
     /**
      * Set: used for every byte; fd is then only waited on, and -1 means never wait: an answer
-     * of SENDGATE_WANT_WRITE or _READ makes sendgate_respond fail with SENDGATE_ERR_BLOCKING.
+     * of SENDGATE_WANT_WRITE or _READ makes sendgate_respond and a sender fail with
+     * SENDGATE_ERR_BLOCKING.
      */
     sendgate_write_fn write;
     /**
@@ -496,17 +530,23 @@ typedef struct sendgate_sink {
      */
     int32_t fd;
     /**
-     * SENDGATE_SINK_SIGPIPE_IGNORED.
+     * SENDGATE_SINK_ flags.
      */
     uint32_t flags;
     /**
-     * sendgate_respond: longest wait without progress, in milliseconds; 0 means 60000.
+     * Longest time without progress, in milliseconds; 0 means 60000. Noticed at most a quarter
+     * later.
      */
     uint32_t idle_timeout_ms;
     /**
-     * sendgate_respond: for the whole response, in milliseconds; 0 means no limit.
+     * For the whole response, in milliseconds; 0 means no limit.
      */
     uint32_t total_timeout_ms;
+    /**
+     * The least that the peer has to take in each period of idle_timeout_ms, in bytes per second;
+     * 0 means any. Less is SENDGATE_ERR_TIMEOUT.
+     */
+    uint64_t min_rate;
 } sendgate_sink;
 
 /**
@@ -548,6 +588,87 @@ typedef struct sendgate_result {
 } sendgate_result;
 
 /**
+ * See sendgate_sender_options.
+ */
+typedef void (*sendgate_ready_fn)(void *user);
+
+/**
+ * How a sender works. NULL in place of it means zeros.
+ */
+typedef struct sendgate_sender_options {
+    /**
+     * sizeof(sendgate_sender_options).
+     */
+    size_t size;
+    /**
+     * Responses submitted and not yet taken, at most 16777216; one more is SENDGATE_ERR_BUSY.
+     * 0 means 1024.
+     */
+    uint32_t max_in_flight;
+    /**
+     * Bytes that a response may send before the others have their turn; 0 means 524288. Less than
+     * 16384 is taken for 16384.
+     */
+    uint32_t turn_bytes;
+    /**
+     * NULL, or called on the sender's thread when there is something to take and there was
+     * nothing. All signals but those of faults are blocked there. May use the sender, but not
+     * stop or free it; must not block or unwind.
+     */
+    sendgate_ready_fn on_ready;
+    /**
+     * Passed to on_ready.
+     */
+    void *user;
+} sendgate_sender_options;
+
+/**
+ * How a submitted response ended. Never changes, so that an array of them can be filled.
+ */
+typedef struct sendgate_completion {
+    /**
+     * As given to sendgate_sender_submit.
+     */
+    void *token;
+    /**
+     * As sendgate_sender_submit gave it.
+     */
+    uint64_t id;
+    /**
+     * SENDGATE_OK, or why it was cut short.
+     */
+    sendgate_status status;
+    /**
+     * For SENDGATE_ERR_IO and SENDGATE_ERR_PEER_CLOSED, else 0.
+     */
+    int32_t sys_errno;
+    /**
+     * 200, 206, 304, 412 or 416, or the exchange's own.
+     */
+    uint32_t http_status;
+    /**
+     * SENDGATE_CONN_.
+     */
+    uint32_t connection;
+    /**
+     * Bytes of the head that were sent.
+     */
+    uint64_t head_sent;
+    /**
+     * Bytes after the head that were sent.
+     */
+    uint64_t body_sent;
+    /**
+     * Bytes after the head, all of them.
+     */
+    uint64_t body_length;
+    /**
+     * From submit to the end, in nanoseconds.
+     */
+    uint64_t elapsed_ns;
+} sendgate_completion;
+
+/**
  * Done.
  */
 #define SENDGATE_OK 0
@@ -567,6 +688,16 @@ typedef struct sendgate_result {
  * Budget spent: call again, without waiting first.
  */
 #define SENDGATE_YIELD 3
+
+/**
+ * sendgate_sender_take: nothing has finished.
+ */
+#define SENDGATE_EMPTY 4
+
+/**
+ * sendgate_sender_submit: on its way; sendgate_sender_take will report how it ended.
+ */
+#define SENDGATE_PENDING 5
 
 /**
  * NULL or out-of-range argument.
@@ -604,7 +735,8 @@ typedef struct sendgate_result {
 #define SENDGATE_ERR_PEER_CLOSED -7
 
 /**
- * No progress within idle_timeout_ms, or not complete within total_timeout_ms.
+ * No progress within idle_timeout_ms, slower than min_rate, or not complete within
+ * total_timeout_ms.
  */
 #define SENDGATE_ERR_TIMEOUT -8
 
@@ -625,9 +757,14 @@ typedef struct sendgate_result {
 #define SENDGATE_ERR_BLOCKING -11
 
 /**
- * The handle is already in a call.
+ * The handle is already in a call; or max_in_flight of a sender is reached.
  */
 #define SENDGATE_ERR_BUSY -12
+
+/**
+ * Ended by sendgate_sender_cancel, _stop or _free; or submitted to a sender that was stopped.
+ */
+#define SENDGATE_ERR_CANCELLED -13
 
 /**
  * Not in this build, or not on this system.
@@ -648,6 +785,12 @@ typedef struct sendgate_result {
  * Not a request head of HTTP/1: answer 400 and close.
  */
 #define SENDGATE_ERR_REQUEST -17
+
+/**
+ * The sender's thread is in the process that made it, and this is a child of that process
+ * (fork(2)): make a new one here.
+ */
+#define SENDGATE_ERR_FORKED -18
 
 /**
  * The loaded library: major << 16 | minor << 8 | patch.
@@ -812,6 +955,76 @@ sendgate_status sendgate_transfer_pull(struct sendgate_transfer *transfer,
  * Free the handle; NULL is fine. Closes nothing. Not while another call uses it.
  */
 void sendgate_transfer_free(struct sendgate_transfer *transfer);
+
+/**
+ * Make a sender and start its thread. options may be NULL. SENDGATE_ERR_IO: *sys_errno (may be
+ * NULL) tells, EMFILE or EAGAIN for instance. It needs four descriptors.
+ */
+sendgate_status sendgate_sender_new(const struct sendgate_sender_options *options,
+                                    struct sendgate_sender **out,
+                                    int32_t *sys_errno);
+
+/**
+ * Readable while sendgate_sender_take has something: wait for it with poll(2), select(2) or
+ * epoll(7). Don't read it and don't close it. Edge-triggered, it tells again only after take has
+ * said SENDGATE_EMPTY. -1: no sender, or none of this process.
+ */
+int32_t sendgate_sender_fd(const struct sendgate_sender *sender);
+
+/**
+ * Decide, and hand the response to the sender's thread. Never waits. out may be NULL.
+ *
+ * SENDGATE_PENDING: sendgate_sender_take will report it, exactly once, with token and *id (which may
+ * be NULL); only then does the connection get its next byte from you. Socket and file have been
+ * dup(2)ed, so yours may be closed or used for something else at once. rep->memory and what write
+ * uses stay yours to keep until it is reported; nothing else does. A blocking socket has O_NONBLOCK
+ * until then.
+ *
+ * SENDGATE_OK, only with SENDGATE_SINK_TRY_NOW: it is complete, and out tells how. It will not be
+ * reported.
+ *
+ * An error: it will not be reported. SENDGATE_ERR_BUSY: max_in_flight is reached; take, or answer
+ * 503. SENDGATE_ERR_CANCELLED: the sender was stopped. SENDGATE_ERR_IO with EMFILE: no descriptor
+ * left to dup to. out->connection tells whether a byte was sent, which only
+ * SENDGATE_SINK_TRY_NOW can cause.
+ */
+sendgate_status sendgate_sender_submit(struct sendgate_sender *sender,
+                                       const struct sendgate_exchange *ex,
+                                       const struct sendgate_sink *sink,
+                                       void *token,
+                                       uint64_t *id,
+                                       struct sendgate_result *out);
+
+/**
+ * What has ended since the last call: up to cap completions, in the order in which they ended.
+ * SENDGATE_OK: *n, 1 or more, were written. SENDGATE_EMPTY: none has ended; *n is 0. The descriptors
+ * that were dup(2)ed for them are closed, and a socket has its O_NONBLOCK back as it was.
+ */
+sendgate_status sendgate_sender_take(struct sendgate_sender *sender,
+                                     struct sendgate_completion *out,
+                                     size_t cap,
+                                     size_t *n);
+
+/**
+ * End a response early: sendgate_sender_take will report it with SENDGATE_ERR_CANCELLED, unless it
+ * has ended in another way before that. Does not wait for it; until it is reported some bytes may
+ * still be sent. An id that has ended is harmless.
+ */
+sendgate_status sendgate_sender_cancel(struct sendgate_sender *sender, uint64_t id);
+
+/**
+ * Take no more, wait until all that is in flight has ended, but no longer than timeout_ms, then
+ * cancel the rest and end the thread. What has ended can still be taken. SENDGATE_ERR_TIMEOUT:
+ * something was cancelled. SENDGATE_ERR_BUSY: called on the sender's own thread. A write
+ * function that never returns holds it up.
+ */
+sendgate_status sendgate_sender_stop(struct sendgate_sender *sender, uint32_t timeout_ms);
+
+/**
+ * sendgate_sender_stop with a timeout of 0, then free it with what was not taken; NULL is fine. Not
+ * while another call uses it, nor on its own thread, where it does nothing.
+ */
+void sendgate_sender_free(struct sendgate_sender *sender);
 
 /**
  * Answer with the whole file fd, as the application says: http_status and headers are sent as

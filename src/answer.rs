@@ -1,4 +1,5 @@
-//! One answer to give: what is said, what is sent, and where it goes. The drivers (`respond`, `resumable`) take it.
+//! One answer to give: what is said, what is sent, and where it goes. The drivers
+//! (`respond`, `resumable`, `sender`) take it.
 
 use crate::http::{Exchange, HeadForm, HeaderList, Representation, Request};
 use crate::io::Fault;
@@ -70,4 +71,39 @@ pub(crate) enum Sink<W> {
     },
     /// To a writer of the caller's; `fd` is only waited on.
     Writer { writer: W, fd: Option<RawFd> },
+}
+
+/// The bytes to send, as they are kept between steps: a reference would have to be valid for as long as its keeper
+/// is, but memory is the caller's own again when the response is done.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kept {
+    File { fd: RawFd, offset: u64 },
+    Memory(*const [u8]),
+}
+
+// SAFETY: the memory is only read, and the caller leaves it as it is until the response is done, wherever that is.
+unsafe impl Send for Kept {}
+
+impl From<Body<'_>> for Kept {
+    fn from(body: Body<'_>) -> Self {
+        match body {
+            Body::File { fd, offset } => Self::File { fd, offset },
+            Body::Memory(bytes) => Self::Memory(bytes),
+        }
+    }
+}
+
+impl Kept {
+    /// The bytes to send. Once the response `has_ended` there are none, and the memory is not looked at.
+    ///
+    /// # Safety
+    /// What this returns is used for one step only, and the memory is valid until the response has ended.
+    pub(crate) unsafe fn body<'b>(self, has_ended: bool) -> Body<'b> {
+        match self {
+            Self::File { fd, offset } => Body::File { fd, offset },
+            Self::Memory(_) if has_ended => Body::Memory(&[]),
+            // SAFETY: the same promise.
+            Self::Memory(bytes) => Body::Memory(unsafe { &*bytes }),
+        }
+    }
 }

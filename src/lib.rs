@@ -4,15 +4,21 @@
 //!
 //! 1. [`http`] decides: values in, values out.
 //! 2. `plan` lays the answer out as segments, with a cursor.
-//! 3. `transfer` moves it step by step through `io`. Two drivers give an `answer` with it: `respond` waits
-//!    until it is done, `resumable` is stepped by the caller.
+//! 3. `transfer` moves it step by step through `io`. Three drivers give an `answer` with it: `respond` waits
+//!    until it is done, `resumable` is stepped by the caller, `sender` does any number of them on a thread of its own.
+//!    `deadline` says how long that may take.
 //! 4. [`ffi`] is the C ABI: `include/sendgate.h`.
 
+#![cfg_attr(not(feature = "sender"), allow(dead_code, reason = "what only the sender uses"))]
+
 pub(crate) mod answer;
+pub(crate) mod deadline;
 pub mod ffi;
 pub mod http;
 pub(crate) mod io;
+pub(crate) mod memory;
 pub(crate) mod plan;
 pub(crate) mod respond;
 pub(crate) mod resumable;
+pub(crate) mod sender;
 pub(crate) mod transfer;

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 use crate::http::{self, Buffer, Decision, Exchange, HeadForm, Span};
+use crate::memory::OutOfMemory;
 
 /// Heads up to that many bytes are kept in the plan itself; longer ones in memory of their own.
 pub(crate) const INLINE_TEXT: usize = 512;
@@ -20,10 +21,10 @@ struct Piece {
     span: Span,
 }
 
-/// What an answer consists of, and how much of it has been sent.
+/// What an answer consists of, and how much of it has been sent. Text up to `N` bytes is kept inside.
 #[derive(Debug)]
-pub(crate) struct Plan {
-    inline: [u8; INLINE_TEXT],
+pub(crate) struct Plan<const N: usize = INLINE_TEXT> {
+    inline: [u8; N],
     /// Used if the text is longer than `inline`. Kept for the next answer.
     spill: Vec<u8>,
     first: Piece,
@@ -39,20 +40,10 @@ pub(crate) struct Plan {
     sent: u64,
 }
 
-/// There was no memory for a long head, or for the parts of a multipart.
-#[derive(Debug)]
-pub(crate) struct OutOfMemory;
-
-impl From<std::collections::TryReserveError> for OutOfMemory {
-    fn from(_: std::collections::TryReserveError) -> Self {
-        Self
-    }
-}
-
-impl Plan {
+impl<const N: usize> Plan<N> {
     pub(crate) fn new() -> Self {
         Self {
-            inline: [0; INLINE_TEXT],
+            inline: [0; N],
             spill: Vec::new(),
             first: Piece::default(),
             rest: Vec::new(),
@@ -101,7 +92,7 @@ impl Plan {
         let mut out = Buffer::new(&mut self.inline);
         let mut head = write(&mut out, Some(&mut self.rest));
         self.text_length = out.needed();
-        if self.text_length > INLINE_TEXT {
+        if self.text_length > N {
             self.spill.clear();
             self.spill.try_reserve(self.text_length)?;
             self.spill.resize(self.text_length, 0);
@@ -122,6 +113,18 @@ impl Plan {
         self.body_length = decision.body_length;
         self.rewind();
         Ok(())
+    }
+
+    /// The same in as little memory as possible, with the cursor where it is. Empty afterwards.
+    pub(crate) fn pack(&mut self) -> Result<Plan<0>, OutOfMemory> {
+        let mut spill = Vec::new();
+        spill.try_reserve_exact(self.text_length)?;
+        spill.extend_from_slice(self.text());
+        let mut rest = Vec::new();
+        rest.try_reserve_exact(self.rest.len())?;
+        rest.append(&mut self.rest);
+        let Self { first, text_length, head_length, body_length, at, now, text_at, sent, .. } = *self;
+        Ok(Plan { inline: [], spill, first, rest, text_length, head_length, body_length, at, now, text_at, sent })
     }
 
     fn rewind(&mut self) {
@@ -153,10 +156,14 @@ impl Plan {
         self.body_length
     }
 
+    pub(crate) fn is_multipart(&self) -> bool {
+        !self.rest.is_empty()
+    }
+
     /// Whether a file span longer than `limit` is among several parts: then each would be pushed
     /// out in a segment of its own if nothing held it back.
     pub(crate) fn has_long_parts(&self, limit: u64) -> bool {
-        !self.rest.is_empty()
+        self.is_multipart()
             && (self.first.span.length > limit || self.rest.iter().any(|piece| piece.span.length > limit))
     }
 
@@ -166,7 +173,7 @@ impl Plan {
     }
 
     fn text(&self) -> &[u8] {
-        if self.text_length > INLINE_TEXT { &self.spill } else { &self.inline[..self.text_length] }
+        if self.text_length > N { &self.spill } else { &self.inline[..self.text_length] }
     }
 
     /// What is left of the piece under the cursor, and whether it is the last.
@@ -229,7 +236,7 @@ mod tests {
         };
         let mut spans = Spans::new();
         let decision = decide(&ex, &mut spans).unwrap();
-        let mut plan = Plan::new();
+        let mut plan: Plan = Plan::new();
         plan.lay_out(&ex, &decision, &spans, HeadForm::Http1).unwrap();
         let mut text = vec![0; 20_000];
         let mut out = Buffer::new(&mut text);
@@ -257,7 +264,7 @@ mod tests {
         (offset % 251) as u8
     }
 
-    fn rest(plan: &Plan) -> Vec<u8> {
+    fn rest<const N: usize>(plan: &Plan<N>) -> Vec<u8> {
         let mut bytes = Vec::new();
         for (text, span) in plan.pieces() {
             bytes.extend(text);
@@ -279,6 +286,8 @@ mod tests {
                     assert_eq!(plan.left(), whole.len() as u64);
                     plan.advance(stop as u64);
                     assert_eq!(rest(&plan), &whole[stop..], "{stop}");
+                    let mut plan = plan.pack().unwrap();
+                    assert_eq!(rest(&plan), &whole[stop..], "{stop}, packed");
                     for _ in stop..whole.len() {
                         plan.advance(1);
                     }

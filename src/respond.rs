@@ -1,11 +1,12 @@
 //! A transfer driven to its end: poll(2) and deadlines.
 
 use crate::answer::{Answer, Sink};
+use crate::deadline::{Deadline, Limits};
 use crate::http::HeaderList;
 use crate::io::callback::{Callback, Writer};
 use crate::io::file::{self, Body};
 use crate::io::nonblocking::Nonblocking;
-use crate::io::socket::Socket;
+use crate::io::socket::{Socket, queued};
 use crate::io::{Interest, Io, errno, syscall};
 use crate::transfer::{Failure, Refusal, Step, Transfer};
 use std::os::fd::RawFd;
@@ -15,16 +16,7 @@ use std::time::{Duration, Instant};
 const BUDGET: u64 = 4 << 20;
 
 /// The same for a writer, which may itself wait.
-const WRITER_BUDGET: u64 = 64 << 10;
-
-/// How long a response may take.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Timeouts {
-    /// Longest wait without progress.
-    pub(crate) idle: Duration,
-    /// For all of it.
-    pub(crate) total: Option<Duration>,
-}
+pub(crate) const WRITER_BUDGET: u64 = 64 << 10;
 
 /// Why `respond` ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +45,7 @@ impl From<Failure> for Cut {
 pub(crate) fn respond<H: HeaderList, W: Writer + Copy>(
     answer: &Answer<'_, H>,
     sink: Sink<W>,
-    timeouts: Timeouts,
+    limits: Limits,
     transfer: &mut Transfer,
 ) -> Result<(), Cut> {
     answer.begin(transfer)?;
@@ -68,13 +60,13 @@ pub(crate) fn respond<H: HeaderList, W: Writer + Copy>(
                 nonblocking = Some(Nonblocking::new(fd).map_err(|error| Failure::System(errno(&error)))?);
             }
             let io = || Socket::new(fd, body, sigpipe_ignored);
-            let ended = drive(transfer, Some(fd), timeouts, BUDGET, body.memory(), io);
+            let ended = drive(transfer, Some(fd), limits, BUDGET, body.memory(), io);
             drop(nonblocking);
             ended
         }
         Sink::Writer { writer, fd } => {
             transfer.copy_only();
-            drive(transfer, fd, timeouts, WRITER_BUDGET, body.memory(), || Callback { writer, body })
+            drive(transfer, fd, limits, WRITER_BUDGET, body.memory(), || Callback { writer, body })
         }
     }
 }
@@ -84,38 +76,28 @@ pub(crate) fn respond<H: HeaderList, W: Writer + Copy>(
 fn drive<I: Io>(
     transfer: &mut Transfer,
     fd: Option<RawFd>,
-    timeouts: Timeouts,
+    limits: Limits,
     budget: u64,
     memory: Option<&[u8]>,
     mut io: impl FnMut() -> I,
 ) -> Result<(), Cut> {
     // The common answer leaves in one step, and asks for no time unless that is limited.
-    let begun = timeouts.total.map(|_| Instant::now());
-    let mut progress: Option<(u64, Instant)> = None;
+    let mut deadline = limits.total.map(|_| Deadline::new(limits, Instant::now()));
+    let budget = if limits.total.is_some() { budget } else { u64::MAX };
     loop {
-        let budget = if timeouts.total.is_some() { budget } else { u64::MAX };
         let step = transfer.step(&mut io(), memory, budget)?;
         if step == Step::Done {
             return Ok(());
         }
         let now = Instant::now();
-        let left = timeouts.total.zip(begun).map(|(total, begun)| total.saturating_sub(now - begun));
-        if left == Some(Duration::ZERO) {
+        let deadline = deadline.get_or_insert_with(|| Deadline::new(limits, now));
+        if deadline.is_over(now) {
             return Err(Cut::Timeout);
         }
         let Step::Wait(interest) = step else { continue };
         let sent = transfer.plan().sent();
-        let since = match progress {
-            Some((then, since)) if then == sent => since,
-            _ => now,
-        };
-        progress = Some((sent, since));
-        let idle = timeouts.idle.saturating_sub(now - since);
-        if idle == Duration::ZERO {
-            return Err(Cut::Timeout);
-        }
-        let wait = left.map_or(idle, |left| left.min(idle));
-        wait_for(fd.ok_or(Cut::NoDescriptor)?, interest, wait)?;
+        let until = deadline.wait(now, sent, || fd.map_or(0, queued)).ok_or(Cut::Timeout)?;
+        wait_for(fd.ok_or(Cut::NoDescriptor)?, interest, until - now)?;
     }
 }
 

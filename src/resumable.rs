@@ -1,6 +1,6 @@
 //! A transfer stepped by the caller's event loop.
 
-use crate::answer::{Answer, Sink};
+use crate::answer::{Answer, Kept, Sink};
 use crate::http::{HeaderList, Modified};
 use crate::io::callback::{Callback, Writer};
 use crate::io::file::{self, Body};
@@ -8,14 +8,6 @@ use crate::io::socket::Socket;
 use crate::io::{errno, status_flags};
 use crate::transfer::{Failure, Refusal, Step, Transfer};
 use std::os::fd::RawFd;
-
-/// The bytes to send, as they are kept between steps: a reference would have to be valid for as long as the
-/// handle is, but memory is the caller's own again when the response is done.
-#[derive(Clone, Copy, Debug)]
-enum Kept {
-    File { fd: RawFd, offset: u64 },
-    Memory(*const [u8]),
-}
 
 /// One response after the other, on one connection.
 #[derive(Debug)]
@@ -75,10 +67,7 @@ impl<W: Writer + Copy> Resumable<W> {
             self.transfer.copy_only();
         }
         self.sink = sink;
-        self.body = match answer.body {
-            Body::File { fd, offset } => Kept::File { fd, offset },
-            Body::Memory(bytes) => Kept::Memory(bytes),
-        };
+        self.body = answer.body.into();
         self.started = true;
         Ok(())
     }
@@ -102,24 +91,11 @@ impl<W: Writer + Copy> Resumable<W> {
         Ok(())
     }
 
-    /// The bytes to send. Once the response has ended there are none, and the memory is not looked at.
-    ///
-    /// # Safety
-    /// What this returns is used for one step only, which is as long as `start` was promised that it is valid.
-    unsafe fn body<'b>(&self) -> Body<'b> {
-        match self.body {
-            Kept::File { fd, offset } => Body::File { fd, offset },
-            Kept::Memory(_) if self.transfer.has_ended() => Body::Memory(&[]),
-            // SAFETY: the same promise.
-            Kept::Memory(bytes) => Body::Memory(unsafe { &*bytes }),
-        }
-    }
-
     /// Sends at most `budget` bytes.
     pub(crate) fn step(&mut self, budget: u64) -> Result<Result<Step, Failure>, Misused> {
         let sink = self.sink.filter(|_| self.started).ok_or(Misused)?;
-        // SAFETY: it is gone at the end of this function.
-        let body = unsafe { self.body() };
+        // SAFETY: it is gone at the end of this function, and `start` was promised the rest.
+        let body = unsafe { self.body.body(self.transfer.has_ended()) };
         Ok(match sink {
             Sink::Socket { fd, sigpipe_ignored } => {
                 self.transfer.step(&mut Socket::new(fd, body, sigpipe_ignored), body.memory(), budget)
@@ -133,8 +109,8 @@ impl<W: Writer + Copy> Resumable<W> {
         if !self.started || self.sink.is_some() || space.is_empty() {
             return Err(Misused);
         }
-        // SAFETY: it is gone at the end of this function.
-        let body = unsafe { self.body() };
+        // SAFETY: it is gone at the end of this function, and `start` was promised the rest.
+        let body = unsafe { self.body.body(self.transfer.has_ended()) };
         let (mut filled, capacity) = (0, space.len());
         let writer = |bytes: &[u8]| {
             // The budget is the capacity, so `bytes` fit.

@@ -3,7 +3,8 @@
 use crate::http::{self, Exchange, HeadForm, Span, Spans};
 use crate::io::file::Stamp;
 use crate::io::{Fault, Interest, Io};
-use crate::plan::{OutOfMemory, Plan};
+use crate::memory::OutOfMemory;
+use crate::plan::{INLINE_TEXT, Plan};
 use std::mem::MaybeUninit;
 
 /// Up to that many bytes of a file are read and sent together with the head in one send; above it,
@@ -72,13 +73,23 @@ impl From<OutOfMemory> for Refusal {
     }
 }
 
-/// One response, and how far it is. Can be started again for the next.
-#[derive(Debug)]
-pub(crate) struct Transfer {
-    plan: Plan,
-    /// 0 until a decision was reached.
+/// What a response has come to. Zeros until a decision was reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outcome {
     pub(crate) http_status: u16,
     pub(crate) keep_alive: bool,
+    pub(crate) head_sent: u64,
+    pub(crate) body_sent: u64,
+    pub(crate) body_length: u64,
+}
+
+/// One response, and how far it is. Can be started again for the next. Heads up to `N` bytes are kept inside.
+#[derive(Debug)]
+pub(crate) struct Transfer<const N: usize = INLINE_TEXT> {
+    plan: Plan<N>,
+    /// 0 until a decision was reached.
+    http_status: u16,
+    keep_alive: bool,
     /// Copy the file through memory: asked for, or found to be the only way.
     copy: bool,
     /// What the file has to look like before each step, if that is to be checked.
@@ -87,7 +98,7 @@ pub(crate) struct Transfer {
     ended: Option<Result<(), Failure>>,
 }
 
-impl Transfer {
+impl<const N: usize> Transfer<N> {
     pub(crate) fn new() -> Self {
         Self { plan: Plan::new(), http_status: 0, keep_alive: false, copy: false, stamp: None, ended: Some(Ok(())) }
     }
@@ -115,8 +126,34 @@ impl Transfer {
         Ok(())
     }
 
-    pub(crate) fn plan(&self) -> &Plan {
+    pub(crate) fn plan(&self) -> &Plan<N> {
         &self.plan
+    }
+
+    pub(crate) fn outcome(&self) -> Outcome {
+        if self.http_status == 0 {
+            return Outcome::default();
+        }
+        Outcome {
+            http_status: self.http_status,
+            keep_alive: self.keep_alive,
+            head_sent: self.plan.head_sent(),
+            body_sent: self.plan.body_sent(),
+            body_length: self.plan.body_length(),
+        }
+    }
+
+    /// The same in as little memory as possible. Nothing is left to do here afterwards.
+    pub(crate) fn pack(&mut self) -> Result<Transfer<0>, OutOfMemory> {
+        let plan = self.plan.pack()?;
+        let Self { http_status, keep_alive, copy, stamp, ended, .. } = *self;
+        self.ended = Some(Ok(()));
+        Ok(Transfer { plan, http_status, keep_alive, copy, stamp, ended })
+    }
+
+    /// The span of the representation that is sent next. May be empty.
+    pub(crate) fn next_span(&self) -> Span {
+        self.plan.current().1
     }
 
     /// There is no sendfile where this goes.

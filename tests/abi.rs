@@ -152,7 +152,7 @@ fn text(text: *const c_char) -> String {
 }
 
 fn is_status(name: &str) -> bool {
-    ["SENDGATE_OK", "SENDGATE_WANT_WRITE", "SENDGATE_WANT_READ", "SENDGATE_YIELD"].contains(&name)
+    ["OK", "WANT_WRITE", "WANT_READ", "YIELD", "EMPTY", "PENDING"].iter().any(|n| name == format!("SENDGATE_{n}"))
         || name.starts_with("SENDGATE_ERR_")
 }
 
@@ -171,7 +171,7 @@ fn every_status_has_a_name_and_a_message() {
         assert!(message.ends_with('.') && message.is_ascii(), "{name}: {message:?}");
         assert!(messages.insert(message.clone()), "{name}: {message:?} is another's");
     }
-    for unknown in [i32::MIN, -1000, -13, 4, i32::MAX] {
+    for unknown in [i32::MIN, -1000, 1000, i32::MAX] {
         assert!(!statuses.iter().any(|(name, _)| *name == text(sendgate_status_name(unknown))), "{unknown}");
         assert!(!messages.contains(&text(sendgate_status_message(unknown))), "{unknown}");
     }

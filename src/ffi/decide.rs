@@ -23,7 +23,7 @@ pub extern "C" fn sendgate_version() -> u32 {
 /// returns SENDGATE_ERR_UNSUPPORTED.
 #[unsafe(no_mangle)]
 pub extern "C" fn sendgate_features() -> u64 {
-    SENDGATE_FEATURE_SENDFILE
+    SENDGATE_FEATURE_SENDFILE | if cfg!(feature = "sender") { SENDGATE_FEATURE_SENDER } else { 0 }
 }
 
 /// Fill the members after `version`, but not `target`, from parsed fields, which req then borrows.

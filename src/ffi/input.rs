@@ -5,11 +5,11 @@ use super::status::*;
 use super::structs::{bytes, read_struct, slice};
 use super::types::*;
 use crate::answer::{Answer, Sink};
+use crate::deadline::Limits;
 use crate::http::{HeadForm, Header, HeaderList, MAX_RANGES, Modified, Representation, Request, Rule};
 use crate::io::Fault;
 use crate::io::callback::Writer;
 use crate::io::file::Body;
-use crate::respond::Timeouts;
 use std::time::Duration;
 
 /// An answer with the caller's headers, valid during `'a`.
@@ -244,6 +244,9 @@ pub(crate) struct Callback {
     user: *mut std::ffi::c_void,
 }
 
+// SAFETY: the header says that a sender calls the function, with `user`, on its own thread.
+unsafe impl Send for Callback {}
+
 impl Writer for Callback {
     /// Passes `bytes` on. What comes back is checked: a count that isn't 1 to the length would lose
     /// bytes, or loop for ever.
@@ -262,20 +265,28 @@ impl Writer for Callback {
 }
 
 /// Where bytes go, and how long that may take.
-///
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SinkInput {
+    pub(crate) sink: Sink<Callback>,
+    pub(crate) limits: Limits,
+    pub(crate) try_now: bool,
+}
+
 /// # Safety
 /// As the header asks.
-pub(crate) unsafe fn read_sink(p: *const sendgate_sink) -> Result<(Sink<Callback>, Timeouts), Error> {
+pub(crate) unsafe fn read_sink(p: *const sendgate_sink) -> Result<SinkInput, Error> {
     // SAFETY: the same promise.
     let sink = unsafe { read_struct(p) }?;
-    if sink.flags & !SENDGATE_SINK_SIGPIPE_IGNORED != 0 || sink.fd < -1 {
+    if sink.flags & !(SENDGATE_SINK_SIGPIPE_IGNORED | SENDGATE_SINK_TRY_NOW) != 0 || sink.fd < -1 {
         return Err(Error::INVALID);
     }
     let milliseconds = |number: u32| Duration::from_millis(u64::from(number));
-    let timeouts = Timeouts {
+    let limits = Limits {
         idle: milliseconds(if sink.idle_timeout_ms == 0 { 60_000 } else { sink.idle_timeout_ms }),
         total: (sink.total_timeout_ms != 0).then(|| milliseconds(sink.total_timeout_ms)),
+        min_rate: sink.min_rate,
     };
+    let try_now = sink.flags & SENDGATE_SINK_TRY_NOW != 0;
     let sigpipe_ignored = sink.flags & SENDGATE_SINK_SIGPIPE_IGNORED != 0;
     let fd = (sink.fd >= 0).then_some(sink.fd);
     let sink = match (sink.write, fd) {
@@ -283,5 +294,5 @@ pub(crate) unsafe fn read_sink(p: *const sendgate_sink) -> Result<(Sink<Callback
         (None, Some(fd)) => Sink::Socket { fd, sigpipe_ignored },
         (None, None) => return Err(Error::INVALID),
     };
-    Ok((sink, timeouts))
+    Ok(SinkInput { sink, limits, try_now })
 }

@@ -7,6 +7,7 @@
 
 pub mod decide;
 pub mod send;
+pub mod sender;
 pub mod simple;
 pub mod status;
 pub mod types;
@@ -16,6 +17,7 @@ mod structs;
 
 use crate::http;
 use crate::io::file::FileError;
+use crate::memory::OutOfMemory;
 use crate::respond::Cut;
 use crate::resumable::Misused;
 use crate::transfer::{Failure, Refusal};
@@ -41,6 +43,12 @@ impl Error {
     }
 }
 
+impl From<OutOfMemory> for Error {
+    fn from(_: OutOfMemory) -> Self {
+        Self::new(SENDGATE_ERR_NO_MEMORY)
+    }
+}
+
 impl From<http::Error> for Error {
     fn from(error: http::Error) -> Self {
         Self::new(match error {
@@ -54,7 +62,7 @@ impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Exchange(error) => error.into(),
-            Refusal::OutOfMemory => Self::new(SENDGATE_ERR_NO_MEMORY),
+            Refusal::OutOfMemory => OutOfMemory.into(),
             Refusal::File(failure) => failure.into(),
             Refusal::Blocking => Self::new(SENDGATE_ERR_BLOCKING),
         }

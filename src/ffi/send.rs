@@ -2,17 +2,19 @@
 
 #![allow(non_camel_case_types)]
 
-use super::input::{Callback, Input, read_sink};
+use super::input::{Callback, Input, SinkInput, read_sink};
 use super::status::*;
 use super::structs::{check_out, slice_mut, write_struct};
 use super::types::*;
 use super::{Error, guard};
 use crate::answer::{Answer, Sink};
+use crate::deadline::Limits;
 use crate::http::HeaderList;
 use crate::io::Interest;
-use crate::respond::{self, Timeouts};
+use crate::memory::try_box;
+use crate::respond;
 use crate::resumable::Resumable;
-use crate::transfer::{Step, Transfer};
+use crate::transfer::{Outcome, Step, Transfer};
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -30,8 +32,8 @@ pub unsafe extern "C" fn sendgate_respond(
         // SAFETY: the header asks for a valid exchange whose members live during the call.
         let input = unsafe { Input::read(ex) }?;
         // SAFETY: the header asks for a valid sink.
-        let (sink, timeouts) = unsafe { read_sink(sink) }?;
-        Ok(respond_to(&input, sink, timeouts))
+        let SinkInput { sink, limits, .. } = unsafe { read_sink(sink) }?;
+        Ok(respond_to(&input, sink, limits))
     };
     // SAFETY: the header asks for NULL or a result with its size set.
     unsafe { report(out, SENDGATE_CONN_UNTOUCHED, call) }
@@ -79,23 +81,22 @@ pub(super) unsafe fn report(
 pub(super) fn respond_to<H: HeaderList>(
     answer: &Answer<'_, H>,
     sink: Sink<Callback>,
-    timeouts: Timeouts,
+    limits: Limits,
 ) -> sendgate_result {
     let mut transfer = Transfer::new();
-    let ended = respond::respond(answer, sink, timeouts, &mut transfer);
-    result(&transfer, ended.map(|()| SENDGATE_OK).map_err(Error::from))
+    let ended = respond::respond(answer, sink, limits, &mut transfer);
+    result(&transfer.outcome(), ended.map(|()| SENDGATE_OK).map_err(Error::from))
 }
 
-/// What `transfer` has come to. `status`: of the call that has just ended.
-fn result(transfer: &Transfer, status: Result<sendgate_status, Error>) -> sendgate_result {
-    let plan = transfer.plan();
-    let decided = transfer.http_status != 0;
+/// What a response has come to. `status`: of the call that has just ended.
+pub(super) fn result(outcome: &Outcome, status: Result<sendgate_status, Error>) -> sendgate_result {
+    let Outcome { http_status, keep_alive, head_sent, body_sent, body_length } = *outcome;
     let (status, sys_errno) = status.map_or_else(|error| (error.status, error.errno), |status| (status, 0));
-    let (head_sent, body_sent, body_length) =
-        if decided { (plan.head_sent(), plan.body_sent(), plan.body_length()) } else { (0, 0, 0) };
     let connection = match (status, head_sent + body_sent) {
-        (SENDGATE_OK, _) if transfer.keep_alive => SENDGATE_CONN_REUSABLE,
+        (SENDGATE_OK, _) if keep_alive => SENDGATE_CONN_REUSABLE,
         (SENDGATE_OK, _) => SENDGATE_CONN_CLOSE,
+        // What was submitted is no longer in the caller's hands.
+        (SENDGATE_PENDING, _) => SENDGATE_CONN_BROKEN,
         (_, 0) => SENDGATE_CONN_UNTOUCHED,
         _ => SENDGATE_CONN_BROKEN,
     };
@@ -103,7 +104,7 @@ fn result(transfer: &Transfer, status: Result<sendgate_status, Error>) -> sendga
         size: 0,
         status,
         sys_errno,
-        http_status: u32::from(transfer.http_status),
+        http_status: u32::from(http_status),
         connection,
         head_sent,
         body_sent,
@@ -161,12 +162,9 @@ pub unsafe extern "C" fn sendgate_transfer_new(out: *mut *mut sendgate_transfer)
         if out.is_null() {
             return Err(Error::INVALID);
         }
-        // A Box would end the process if there were no memory.
-        let mut handle = Vec::new();
-        handle.try_reserve_exact(1).map_err(|_| Error::new(SENDGATE_ERR_NO_MEMORY))?;
-        handle.push(sendgate_transfer { state: AtomicU8::new(IDLE), inner: UnsafeCell::new(Resumable::new()) });
+        let handle = sendgate_transfer { state: AtomicU8::new(IDLE), inner: UnsafeCell::new(Resumable::new()) };
         // SAFETY: not NULL, and the header asks for a writable pointer.
-        unsafe { out.write(Box::into_raw(handle.into_boxed_slice()).cast()) };
+        unsafe { out.write(Box::into_raw(try_box(handle)?)) };
         Ok(SENDGATE_OK)
     })
 }
@@ -191,7 +189,7 @@ pub unsafe extern "C" fn sendgate_transfer_start(
         // By reference: it is too large to be moved out for nothing.
         let input = input.as_ref().map_err(|error| *error)?;
         // SAFETY: the header asks for NULL or a valid sink.
-        let sink = if sink.is_null() { None } else { Some(unsafe { read_sink(sink) }?.0) };
+        let sink = if sink.is_null() { None } else { Some(unsafe { read_sink(sink) }?.sink) };
         // SAFETY: the header asks for memory that lives until the response is done.
         unsafe { entered.inner.start(input, sink) }?;
         Ok(SENDGATE_OK)
@@ -222,7 +220,7 @@ pub unsafe extern "C" fn sendgate_transfer_step(
         // SAFETY: the header asks for a handle of sendgate_transfer_new.
         let entered = unsafe { Entered::new(transfer) }?;
         let step = entered.inner.step(budget)?;
-        Ok(result(&entered.inner.transfer, step.map(status_of).map_err(Error::from)))
+        Ok(result(&entered.inner.transfer.outcome(), step.map(status_of).map_err(Error::from)))
     };
     // SAFETY: the header asks for NULL or a result with its size set.
     unsafe { report(out, SENDGATE_CONN_BROKEN, call) }
@@ -253,7 +251,7 @@ pub unsafe extern "C" fn sendgate_transfer_pull(
         // SAFETY: not NULL, and the header asks for a writable size.
         unsafe { len.write(filled) };
         let status = step.map(status_of).map_err(Error::from);
-        Ok(result(&entered.inner.transfer, status))
+        Ok(result(&entered.inner.transfer.outcome(), status))
     };
     // SAFETY: the header asks for NULL or a result with its size set.
     unsafe { report(out, SENDGATE_CONN_BROKEN, call) }
@@ -265,7 +263,7 @@ pub unsafe extern "C" fn sendgate_transfer_free(transfer: *mut sendgate_transfer
     guard(|| {
         if !transfer.is_null() {
             // SAFETY: the header asks for a handle of sendgate_transfer_new, freed once.
-            drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(transfer, 1)) });
+            drop(unsafe { Box::from_raw(transfer) });
         }
         Ok(SENDGATE_OK)
     });

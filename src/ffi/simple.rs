@@ -1,6 +1,6 @@
 //! One call for one answer: the three `response_file` calls, and one without structs.
 
-use super::input::{RawFields, clock, read_request, read_sink, seed};
+use super::input::{RawFields, SinkInput, clock, read_request, read_sink, seed};
 use super::send::{report, respond_to};
 use super::status::*;
 use super::structs::{c_string, to_str, write_optional, zeroed};
@@ -147,7 +147,7 @@ unsafe fn response_span(
     size: u64,
 ) -> Result<sendgate_result, Error> {
     // SAFETY: the same promise.
-    let (sink, timeouts) = unsafe { read_sink(sink) }?;
+    let SinkInput { sink, limits, .. } = unsafe { read_sink(sink) }?;
     // SAFETY: the same promise.
     let request = unsafe { read_request(req) }?;
     // SAFETY: the same promise.
@@ -164,7 +164,7 @@ unsafe fn response_span(
     let mut answer = new_answer(request, body, headers, http_status)?;
     answer.representation.length = end - start;
     answer.evaluate = false;
-    Ok(respond_to(&answer, sink, timeouts))
+    Ok(respond_to(&answer, sink, limits))
 }
 
 /// Open file (a NUL-terminated path), fstat it once, decide and answer from the same descriptor:
@@ -191,7 +191,7 @@ pub unsafe extern "C" fn sendgate_response_file_conditional(
 ) -> sendgate_status {
     let call = || {
         // SAFETY: the header asks for a valid sink.
-        let (sink, timeouts) = unsafe { read_sink(sink) }?;
+        let SinkInput { sink, limits, .. } = unsafe { read_sink(sink) }?;
         // SAFETY: the header asks for NULL or a valid request.
         let given = unsafe { read_request(req) }?;
         // SAFETY: the header asks for NULL or a NUL-terminated string, for each of the five.
@@ -222,7 +222,7 @@ pub unsafe extern "C" fn sendgate_response_file_conditional(
         let Ok(file) = opened else {
             let mut answer = new_answer(request, Body::Memory(&[]), [] as [Header<'_>; 0], 404)?;
             answer.evaluate = false;
-            return Ok(respond_to(&answer, sink, timeouts));
+            return Ok(respond_to(&answer, sink, limits));
         };
         let metadata = Metadata::of(file.as_raw_fd())?;
         let mut tag = [0; ETAG_MAX];
@@ -233,7 +233,7 @@ pub unsafe extern "C" fn sendgate_response_file_conditional(
             http_status,
         )?;
         answer.representation = representation(&metadata, &mut tag);
-        Ok(respond_to(&answer, sink, timeouts))
+        Ok(respond_to(&answer, sink, limits))
     };
     // SAFETY: the header asks for NULL or a result with its size set.
     unsafe { report(out, SENDGATE_CONN_UNTOUCHED, call) }
@@ -351,7 +351,7 @@ pub unsafe extern "C" fn sendgate_respond_fd(
         sink.fd = sock;
         sink.idle_timeout_ms = timeout_ms;
         // SAFETY: as above.
-        let (sink, timeouts) = unsafe { read_sink(&raw const sink) }?;
+        let SinkInput { sink, limits, .. } = unsafe { read_sink(&raw const sink) }?;
         if fd < 0 {
             return Err(Error::INVALID);
         }
@@ -359,7 +359,7 @@ pub unsafe extern "C" fn sendgate_respond_fd(
         let mut tag = [0; ETAG_MAX];
         let mut answer = new_answer(request, Body::File { fd, offset: 0 }, Lines(text(response_headers)), 200)?;
         answer.representation = representation(&metadata, &mut tag);
-        result = respond_to(&answer, sink, timeouts);
+        result = respond_to(&answer, sink, limits);
         Ok(result.status)
     });
     // SAFETY: the header asks for NULL or a writable integer, for each of the three.

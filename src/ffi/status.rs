@@ -18,6 +18,11 @@ pub const SENDGATE_WANT_READ: sendgate_status = 2;
 /// Budget spent: call again, without waiting first.
 pub const SENDGATE_YIELD: sendgate_status = 3;
 
+/// sendgate_sender_take: nothing has finished.
+pub const SENDGATE_EMPTY: sendgate_status = 4;
+/// sendgate_sender_submit: on its way; sendgate_sender_take will report how it ended.
+pub const SENDGATE_PENDING: sendgate_status = 5;
+
 /// NULL or out-of-range argument.
 pub const SENDGATE_ERR_INVALID: sendgate_status = -1;
 /// Struct too small, or larger with unknown members set.
@@ -32,7 +37,8 @@ pub const SENDGATE_ERR_NO_MEMORY: sendgate_status = -5;
 pub const SENDGATE_ERR_IO: sendgate_status = -6;
 /// EPIPE or ECONNRESET; no SIGPIPE is ever raised.
 pub const SENDGATE_ERR_PEER_CLOSED: sendgate_status = -7;
-/// No progress within idle_timeout_ms, or not complete within total_timeout_ms.
+/// No progress within idle_timeout_ms, slower than min_rate, or not complete within
+/// total_timeout_ms.
 pub const SENDGATE_ERR_TIMEOUT: sendgate_status = -8;
 /// The file became shorter than the length announced.
 pub const SENDGATE_ERR_TRUNCATED: sendgate_status = -9;
@@ -41,8 +47,10 @@ pub const SENDGATE_ERR_TRUNCATED: sendgate_status = -9;
 pub const SENDGATE_ERR_NOT_REGULAR: sendgate_status = -10;
 /// sendgate_transfer needs O_NONBLOCK and the socket lacks it; or there is nothing to wait on.
 pub const SENDGATE_ERR_BLOCKING: sendgate_status = -11;
-/// The handle is already in a call.
+/// The handle is already in a call; or max_in_flight of a sender is reached.
 pub const SENDGATE_ERR_BUSY: sendgate_status = -12;
+/// Ended by sendgate_sender_cancel, _stop or _free; or submitted to a sender that was stopped.
+pub const SENDGATE_ERR_CANCELLED: sendgate_status = -13;
 /// Not in this build, or not on this system.
 pub const SENDGATE_ERR_UNSUPPORTED: sendgate_status = -14;
 /// A bug here, contained: only free the handle now.
@@ -51,7 +59,10 @@ pub const SENDGATE_ERR_INTERNAL: sendgate_status = -15;
 pub const SENDGATE_ERR_CHANGED: sendgate_status = -16;
 /// Not a request head of HTTP/1: answer 400 and close.
 pub const SENDGATE_ERR_REQUEST: sendgate_status = -17;
-// Last added: -17. -13 is reserved for cancellation.
+/// The sender's thread is in the process that made it, and this is a child of that process
+/// (fork(2)): make a new one here.
+pub const SENDGATE_ERR_FORKED: sendgate_status = -18;
+// Last added: -18, and 5.
 
 const fn c_str(with_nul: &'static str) -> &'static CStr {
     match CStr::from_bytes_with_nul(with_nul.as_bytes()) {
@@ -71,6 +82,8 @@ const TABLE: &[(sendgate_status, &CStr, &CStr)] = table![
     SENDGATE_WANT_WRITE "Would block: call again when the socket is writable.",
     SENDGATE_WANT_READ "Incomplete: call again when there is more to read.",
     SENDGATE_YIELD "The budget is spent: call again.",
+    SENDGATE_EMPTY "Nothing has finished.",
+    SENDGATE_PENDING "On its way; the sender will report how it ended.",
     SENDGATE_ERR_INVALID "An argument is NULL, out of range or contradicts another.",
     SENDGATE_ERR_SIZE "A struct's size is smaller than any version's, or has unknown members set.",
     SENDGATE_ERR_NO_SPACE "The buffer is too small.",
@@ -82,11 +95,13 @@ const TABLE: &[(sendgate_status, &CStr, &CStr)] = table![
     SENDGATE_ERR_TRUNCATED "The file became shorter than the length announced.",
     SENDGATE_ERR_NOT_REGULAR "Not a regular file of known length.",
     SENDGATE_ERR_BLOCKING "The socket is blocking; set O_NONBLOCK, or use the blocking call.",
-    SENDGATE_ERR_BUSY "The handle is already in a call.",
+    SENDGATE_ERR_BUSY "The handle is already in a call, or the sender has as many responses in flight as it may.",
+    SENDGATE_ERR_CANCELLED "Cancelled, or the sender was stopped.",
     SENDGATE_ERR_UNSUPPORTED "Not supported by this build or system.",
     SENDGATE_ERR_INTERNAL "A bug in sendgate, contained: free the handle and report it.",
     SENDGATE_ERR_CHANGED "The file changed while it was sent.",
     SENDGATE_ERR_REQUEST "Not a request head of HTTP/1.",
+    SENDGATE_ERR_FORKED "The sender belongs to the parent process: make a new one after fork.",
 ];
 
 fn row(status: sendgate_status) -> Option<&'static (sendgate_status, &'static CStr, &'static CStr)> {

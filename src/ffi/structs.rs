@@ -37,8 +37,9 @@ c_struct! {
     sendgate_rep: length memory mtime etag content_type;
     sendgate_exchange: rep headers n_headers now seed head head_flags max_ranges http_status;
     sendgate_decision: keep_alive content_length body_length n_ranges;
-    sendgate_sink: flags idle_timeout_ms total_timeout_ms;
+    sendgate_sink: flags idle_timeout_ms total_timeout_ms min_rate;
     sendgate_result: connection head_sent body_sent body_length;
+    sendgate_sender_options: turn_bytes on_ready user;
 }
 
 /// A struct of zeros, with its size.

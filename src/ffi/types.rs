@@ -17,6 +17,8 @@ pub const SENDGATE_VERSION_PATCH: u32 = 0;
 
 /// Files leave by a copy inside the kernel; without it, by pread and send.
 pub const SENDGATE_FEATURE_SENDFILE: u64 = 0x1;
+/// The background sender is in this build.
+pub const SENDGATE_FEATURE_SENDER: u64 = 0x2;
 
 // ---- Values: these four never change ----
 
@@ -259,26 +261,40 @@ pub type sendgate_write_fn = Option<
 
 /// The host ignores or handles SIGPIPE: saves asking the kernel before each sendfile.
 pub const SENDGATE_SINK_SIGPIPE_IGNORED: u32 = 0x1;
+/// For sendgate_sender_submit: send what can be sent at once in the calling thread, without waiting
+/// for the socket or the disk: answers up to 64 KiB from memory or the page cache, to a socket
+/// with O_NONBLOCK (or up to 16 KiB to any). What is left goes to the background. Not for a write
+/// function.
+pub const SENDGATE_SINK_TRY_NOW: u32 = 0x2;
 
-/// Where the bytes go.
+/// Where the bytes go, and how long that may take.
+///
+/// Times and rates count bytes as the peer takes them: those that wait in the socket's own buffer
+/// are not progress, and a slow client that takes some of them has not stalled. They hold for
+/// sendgate_respond and sendgate_sender_submit; a caller that steps keeps its own.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct sendgate_sink {
     /// sizeof(sendgate_sink).
     pub size: usize,
     /// Set: used for every byte; fd is then only waited on, and -1 means never wait: an answer
-    /// of SENDGATE_WANT_WRITE or _READ makes sendgate_respond fail with SENDGATE_ERR_BLOCKING.
+    /// of SENDGATE_WANT_WRITE or _READ makes sendgate_respond and a sender fail with
+    /// SENDGATE_ERR_BLOCKING.
     pub write: sendgate_write_fn,
     /// Passed to write.
     pub user: *mut c_void,
     /// A stream socket: TCP or UNIX.
     pub fd: i32,
-    /// SENDGATE_SINK_SIGPIPE_IGNORED.
+    /// SENDGATE_SINK_ flags.
     pub flags: u32,
-    /// sendgate_respond: longest wait without progress, in milliseconds; 0 means 60000.
+    /// Longest time without progress, in milliseconds; 0 means 60000. Noticed at most a quarter
+    /// later.
     pub idle_timeout_ms: u32,
-    /// sendgate_respond: for the whole response, in milliseconds; 0 means no limit.
+    /// For the whole response, in milliseconds; 0 means no limit.
     pub total_timeout_ms: u32,
+    /// The least that the peer has to take in each period of idle_timeout_ms, in bytes per second;
+    /// 0 means any. Less is SENDGATE_ERR_TIMEOUT.
+    pub min_rate: u64,
 }
 
 /// No byte was written by this library: another answer may still be sent, unless you have sent a
@@ -313,6 +329,57 @@ pub struct sendgate_result {
     pub body_length: u64,
 }
 
+// ---- The background sender ----
+
+/// How a sender works. NULL in place of it means zeros.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct sendgate_sender_options {
+    /// sizeof(sendgate_sender_options).
+    pub size: usize,
+    /// Responses submitted and not yet taken, at most 16777216; one more is SENDGATE_ERR_BUSY.
+    /// 0 means 1024.
+    pub max_in_flight: u32,
+    /// Bytes that a response may send before the others have their turn; 0 means 524288. Less than
+    /// 16384 is taken for 16384.
+    pub turn_bytes: u32,
+    /// NULL, or called on the sender's thread when there is something to take and there was
+    /// nothing. All signals but those of faults are blocked there. May use the sender, but not
+    /// stop or free it; must not block or unwind.
+    pub on_ready: sendgate_ready_fn,
+    /// Passed to on_ready.
+    pub user: *mut c_void,
+}
+
+/// See sendgate_sender_options.
+pub type sendgate_ready_fn = Option<unsafe extern "C" fn(user: *mut c_void)>;
+
+/// How a submitted response ended. Never changes, so that an array of them can be filled.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct sendgate_completion {
+    /// As given to sendgate_sender_submit.
+    pub token: *mut c_void,
+    /// As sendgate_sender_submit gave it.
+    pub id: u64,
+    /// SENDGATE_OK, or why it was cut short.
+    pub status: super::status::sendgate_status,
+    /// For SENDGATE_ERR_IO and SENDGATE_ERR_PEER_CLOSED, else 0.
+    pub sys_errno: i32,
+    /// 200, 206, 304, 412 or 416, or the exchange's own.
+    pub http_status: u32,
+    /// SENDGATE_CONN_.
+    pub connection: u32,
+    /// Bytes of the head that were sent.
+    pub head_sent: u64,
+    /// Bytes after the head that were sent.
+    pub body_sent: u64,
+    /// Bytes after the head, all of them.
+    pub body_length: u64,
+    /// From submit to the end, in nanoseconds.
+    pub elapsed_ns: u64,
+}
+
 #[cfg(target_pointer_width = "64")]
 mod layout {
     //! The sizes that the C tests assert as well: a change here is a change of the ABI.
@@ -326,6 +393,8 @@ mod layout {
     const _: () = assert!(size_of::<sendgate_rep>() == 88);
     const _: () = assert!(size_of::<sendgate_exchange>() == 72);
     const _: () = assert!(size_of::<sendgate_decision>() == 40);
-    const _: () = assert!(size_of::<sendgate_sink>() == 40);
+    const _: () = assert!(size_of::<sendgate_sink>() == 48);
     const _: () = assert!(size_of::<sendgate_result>() == 48);
+    const _: () = assert!(size_of::<sendgate_sender_options>() == 32);
+    const _: () = assert!(size_of::<sendgate_completion>() == 64);
 }

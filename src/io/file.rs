@@ -144,6 +144,46 @@ pub(crate) fn check_readable(fd: RawFd) -> Result<(), i32> {
     Ok(())
 }
 
+/// Whether a part of a file can be read without waiting for the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cached {
+    Yes,
+    No,
+    /// The file system can't tell (tmpfs, overlayfs, FUSE).
+    Unknown,
+}
+
+/// Whether `length` bytes from `offset` on are in the page cache; if not, the kernel is asked to read them, and not
+/// waited for. Looks at both ends, because what was read was read from one end to the other.
+pub(crate) fn read_ahead(fd: RawFd, offset: u64, length: u64) -> Cached {
+    let end = offset.saturating_add(length.saturating_sub(1));
+    let (Ok(start), Ok(last)) = (libc::off_t::try_from(offset), libc::off_t::try_from(end)) else {
+        return Cached::Unknown;
+    };
+    let cached = match byte_is_cached(fd, start) {
+        Cached::Yes => byte_is_cached(fd, last),
+        other => other,
+    };
+    if cached == Cached::No {
+        // SAFETY: no pointer is passed. An error means that it will be slower.
+        unsafe { libc::posix_fadvise(fd, start, last - start + 1, libc::POSIX_FADV_WILLNEED) };
+    }
+    cached
+}
+
+/// preadv2(2) of one byte with RWF_NOWAIT.
+fn byte_is_cached(fd: RawFd, offset: libc::off_t) -> Cached {
+    let mut byte = 0u8;
+    let place = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    match syscall!(preadv2(fd, &raw const place, 1, offset, libc::RWF_NOWAIT)) {
+        // 0 can mean that the file has become shorter, and on Linux 5.9 also nothing; sending will tell.
+        Ok(0) => Cached::Unknown,
+        Ok(_) => Cached::Yes,
+        Err(error) if errno(&error) == libc::EAGAIN => Cached::No,
+        Err(_) => Cached::Unknown,
+    }
+}
+
 /// Without waiting for the other end of a FIFO, and without becoming a terminal's process.
 const OPEN_FLAGS: libc::c_int = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::RawFd;
 
-/// O_NONBLOCK, for as long as this lives, on a socket that lacks it. Only `respond` uses it, and only
+/// O_NONBLOCK, for as long as this lives, on a socket that lacks it. `respond` and `sender` use it, and only
 /// for bodies that sendfile sends: everything else has MSG_DONTWAIT, but sendfile (and splice) have
 /// no such flag, and a call that blocks can't keep a timeout.
 ///

@@ -116,6 +116,14 @@ impl Drop for Socket<'_> {
     }
 }
 
+/// How many bytes the kernel holds that the peer has not taken yet (tcp(7) and unix(7), SIOCOUTQ); 0 if it
+/// can't be told. On UNIX sockets they count with what the kernel spends on them.
+pub(crate) fn queued(fd: RawFd) -> u64 {
+    let mut count: libc::c_int = 0;
+    let told = syscall!(ioctl(fd, libc::TIOCOUTQ, &raw mut count));
+    told.ok().and_then(|_| u64::try_from(count).ok()).unwrap_or(0)
+}
+
 fn cork(fd: RawFd) -> Option<libc::c_int> {
     let mut value: libc::c_int = 0;
     let mut size = size_of_val(&value) as libc::socklen_t;

@@ -81,7 +81,7 @@ OFFSET(sendgate_decision, content_length, 16);
 OFFSET(sendgate_decision, body_length, 24);
 OFFSET(sendgate_decision, n_ranges, 32);
 
-ASSERT(sendgate_sink_size, sizeof(struct sendgate_sink) == 40);
+ASSERT(sendgate_sink_size, sizeof(struct sendgate_sink) == 48);
 OFFSET(sendgate_sink, size, 0);
 OFFSET(sendgate_sink, write, 8);
 OFFSET(sendgate_sink, user, 16);
@@ -89,6 +89,26 @@ OFFSET(sendgate_sink, fd, 24);
 OFFSET(sendgate_sink, flags, 28);
 OFFSET(sendgate_sink, idle_timeout_ms, 32);
 OFFSET(sendgate_sink, total_timeout_ms, 36);
+OFFSET(sendgate_sink, min_rate, 40);
+
+ASSERT(sendgate_sender_options_size, sizeof(struct sendgate_sender_options) == 32);
+OFFSET(sendgate_sender_options, size, 0);
+OFFSET(sendgate_sender_options, max_in_flight, 8);
+OFFSET(sendgate_sender_options, turn_bytes, 12);
+OFFSET(sendgate_sender_options, on_ready, 16);
+OFFSET(sendgate_sender_options, user, 24);
+
+ASSERT(sendgate_completion_size, sizeof(struct sendgate_completion) == 64);
+OFFSET(sendgate_completion, token, 0);
+OFFSET(sendgate_completion, id, 8);
+OFFSET(sendgate_completion, status, 16);
+OFFSET(sendgate_completion, sys_errno, 20);
+OFFSET(sendgate_completion, http_status, 24);
+OFFSET(sendgate_completion, connection, 28);
+OFFSET(sendgate_completion, head_sent, 32);
+OFFSET(sendgate_completion, body_sent, 40);
+OFFSET(sendgate_completion, body_length, 48);
+OFFSET(sendgate_completion, elapsed_ns, 56);
 
 ASSERT(sendgate_result_size, sizeof(struct sendgate_result) == 48);
 OFFSET(sendgate_result, size, 0);

@@ -50,7 +50,7 @@ _SIZES = {
     "sendgate_exchange": 72,
     "sendgate_range": 16,
     "sendgate_decision": 40,
-    "sendgate_sink": 40,
+    "sendgate_sink": 48,
     "sendgate_result": 48,
 }
 

@@ -1,0 +1,359 @@
+//! The sender's thread.
+
+use super::handle::{Shared, slot_of};
+use super::job::{COLD, Job, Place};
+use super::timers::Timers;
+use super::{Completion, End};
+use crate::io::callback::Writer;
+use crate::io::file::Cached;
+use crate::io::{Interest, errno};
+use crate::memory::{OutOfMemory, try_grow};
+use crate::respond::Cut;
+use crate::transfer::{Failure, Step};
+use mio::unix::SourceFd;
+use std::collections::VecDeque;
+use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Bytes that all jobs together send between two looks at what is new.
+const ROUND: u64 = 1 << 20;
+
+/// Failures of epoll_wait in a row after which there is no point in going on.
+const GIVE_UP: u32 = 100;
+
+/// When to try again what should not have failed.
+const AGAIN: Duration = Duration::from_millis(10);
+
+pub(super) struct Loop<W> {
+    shared: Arc<Shared<W>>,
+    poll: mio::Poll,
+    events: mio::Events,
+    turn: u64,
+    on_ready: Option<Box<dyn Fn() + Send>>,
+    /// By slot.
+    jobs: Vec<Option<Box<Job<W>>>>,
+    n_jobs: usize,
+    /// Slots of jobs by their place. A job is in the one queue that its place says, and leaves it only at its turn.
+    fresh: VecDeque<u32>,
+    ready: VecDeque<u32>,
+    cold: VecDeque<u32>,
+    timers: Timers,
+    stop_at: Option<Instant>,
+    /// `done` has something that on_ready was not told of.
+    announce: bool,
+    /// epoll_wait failed that often in a row.
+    failures: u32,
+}
+
+/// What the callers have asked for since the last time.
+enum Asked {
+    GoOn,
+    End,
+}
+
+impl<W: Writer + Copy> Loop<W> {
+    pub(super) const WAKER: mio::Token = mio::Token(usize::MAX);
+
+    pub(super) fn new(
+        shared: Arc<Shared<W>>,
+        poll: mio::Poll,
+        turn: u64,
+        on_ready: Option<Box<dyn Fn() + Send>>,
+    ) -> Self {
+        Self {
+            shared,
+            poll,
+            events: mio::Events::with_capacity(256),
+            turn,
+            on_ready,
+            jobs: Vec::new(),
+            n_jobs: 0,
+            fresh: VecDeque::new(),
+            ready: VecDeque::new(),
+            cold: VecDeque::new(),
+            timers: Timers::default(),
+            stop_at: None,
+            announce: false,
+            failures: 0,
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        let ended = catch_unwind(AssertUnwindSafe(|| self.serve()));
+        // Whatever happened: all that was submitted is reported.
+        let end = match ended {
+            Ok(()) => End::Cancelled,
+            Err(_) => End::Broken,
+        };
+        let left = {
+            let mut state = self.shared.lock();
+            state.alive = false;
+            state.broken = ended.is_err();
+            std::mem::take(&mut state.incoming)
+        };
+        for slot in 0..self.jobs.len() {
+            if let Some(job) = self.jobs[slot].take() {
+                self.report(job, Err(end));
+            }
+        }
+        for job in left {
+            self.report(job, Err(end));
+        }
+        self.tell();
+    }
+
+    fn serve(&mut self) {
+        loop {
+            if let Asked::End = self.look() {
+                return;
+            }
+            self.stop_and_expire();
+            self.round();
+            self.tell();
+            if let Err(errno) = self.wait() {
+                // There is no event loop any more.
+                for slot in 0..self.jobs.len() {
+                    self.end(slot as u32, Err(Failure::System(errno).into())); // Slots are u32.
+                }
+                self.shared.lock().stop_at = Some(Instant::now());
+            }
+        }
+    }
+
+    /// Takes what callers have left.
+    fn look(&mut self) -> Asked {
+        let shared = Arc::clone(&self.shared);
+        let mut state = shared.lock();
+        state.awake = true;
+        self.stop_at = state.stop_at;
+        if self.n_jobs == 0 && state.incoming.is_empty() && state.stop_at.is_some() {
+            state.alive = false;
+            return Asked::End;
+        }
+        let incoming = std::mem::take(&mut state.incoming);
+        let cancelled = std::mem::take(&mut state.cancelled);
+        drop(state);
+        for job in incoming {
+            self.admit(job);
+        }
+        for id in cancelled {
+            self.cancel(id);
+        }
+        Asked::GoOn
+    }
+
+    fn admit(&mut self, job: Box<Job<W>>) {
+        let slot = slot_of(job.id);
+        if self.reserve(slot as usize + 1).is_err() {
+            return self.report(job, Err(Cut::from(OutOfMemory).into()));
+        }
+        self.n_jobs += 1;
+        self.fresh.push_back(slot);
+        self.jobs[slot as usize] = Some(job);
+    }
+
+    /// Room for that many slots in everything that they can be in.
+    fn reserve(&mut self, slots: usize) -> Result<(), OutOfMemory> {
+        if slots > self.jobs.len() {
+            try_grow(&mut self.fresh, slots)?;
+            try_grow(&mut self.ready, slots)?;
+            try_grow(&mut self.cold, slots)?;
+            self.timers.reserve(slots)?;
+            try_grow(&mut self.jobs, slots)?;
+            self.jobs.resize_with(slots, || None);
+        }
+        Ok(())
+    }
+
+    fn cancel(&mut self, id: u64) {
+        let slot = slot_of(id);
+        let Some(job) = self.jobs.get_mut(slot as usize).and_then(Option::as_mut).filter(|job| job.id == id) else {
+            return;
+        };
+        job.cancelled = true;
+        // Those in a queue end at their turn, which comes soon.
+        if job.place == Place::Waiting {
+            self.end(slot, Err(End::Cancelled));
+        }
+    }
+
+    fn stop_and_expire(&mut self) {
+        let now = Instant::now();
+        if self.stop_at.is_some_and(|at| now >= at) && self.n_jobs > 0 {
+            self.shared.lock().cut_short = true;
+            for slot in 0..self.jobs.len() {
+                if let Some(job) = &self.jobs[slot] {
+                    self.cancel(job.id);
+                }
+            }
+        }
+        while let Some((at, slot)) = self.timers.first()
+            && at <= now
+        {
+            let Some(job) = self.jobs[slot as usize].as_mut().filter(|job| job.place == Place::Waiting) else {
+                // It has gone on, and sets its time anew when it waits again.
+                self.timers.remove(slot);
+                continue;
+            };
+            match job.wait(now) {
+                Some(until) => self.timers.set(slot, until),
+                None => self.end(slot, Err(Cut::Timeout.into())),
+            }
+        }
+    }
+
+    /// Turns for jobs, the fresh ones and the others by turns; then one for a cold one, in which the thread may wait
+    /// for the disk.
+    fn round(&mut self) {
+        let mut sent = 0;
+        let mut fresh_next = true;
+        while sent < ROUND {
+            let (first, second) =
+                if fresh_next { (&mut self.fresh, &mut self.ready) } else { (&mut self.ready, &mut self.fresh) };
+            let Some(slot) = first.pop_front().or_else(|| second.pop_front()) else { break };
+            fresh_next = !fresh_next;
+            // A turn in which little is sent costs something too.
+            sent += self.turn(slot, false).max(4 << 10);
+        }
+        if let Some(slot) = self.cold.pop_front() {
+            self.turn(slot, true);
+        }
+    }
+
+    /// Lets a job send. Returns how many bytes it sent.
+    fn turn(&mut self, slot: u32, may_wait_for_disk: bool) -> u64 {
+        let Some(job) = &mut self.jobs[slot as usize] else { return 0 };
+        if job.cancelled {
+            self.end(slot, Err(End::Cancelled));
+            return 0;
+        }
+        let budget = match job.is_cold(self.turn) {
+            Cached::Yes => self.turn,
+            Cached::No if !may_wait_for_disk => {
+                job.place = Place::Cold;
+                self.cold.push_back(slot);
+                return 0;
+            }
+            Cached::No | Cached::Unknown => self.turn.min(COLD),
+        };
+        let before = job.sent();
+        let step = job.step(budget);
+        let sent = job.sent() - before;
+        match step {
+            Ok(Step::Done) => self.end(slot, Ok(())),
+            Ok(Step::Yield) if job.deadline.is_over(Instant::now()) => self.end(slot, Err(Cut::Timeout.into())),
+            Ok(Step::Yield) => {
+                job.place = Place::Ready;
+                self.ready.push_back(slot);
+            }
+            Ok(Step::Wait(interest)) => self.park(slot, interest),
+            Err(failure) => self.end(slot, Err(failure.into())),
+        }
+        sent
+    }
+
+    /// The job waits for its socket.
+    fn park(&mut self, slot: u32, interest: Interest) {
+        let Some(job) = &mut self.jobs[slot as usize] else { return };
+        let Some(until) = job.wait(Instant::now()) else { return self.end(slot, Err(Cut::Timeout.into())) };
+        let Some(socket) = &job.socket else { return self.end(slot, Err(Cut::NoDescriptor.into())) };
+        let fd = socket.as_raw_fd();
+        let token = mio::Token(slot as usize);
+        let interest = match interest {
+            Interest::Write => mio::Interest::WRITABLE,
+            Interest::Read => mio::Interest::READABLE,
+        };
+        let registry = self.poll.registry();
+        // Edge-triggered: after the kernel has said EAGAIN it tells when there is room again. A write function's
+        // word is not the kernel's, so then it is asked anew each time.
+        let registered = match (job.registered, job.is_to_writer()) {
+            (false, _) => registry.register(&mut SourceFd(&fd), token, interest),
+            (true, true) => registry.reregister(&mut SourceFd(&fd), token, interest),
+            (true, false) => Ok(()),
+        };
+        if let Err(error) = registered {
+            return self.end(slot, Err(Failure::System(errno(&error)).into()));
+        }
+        job.registered = true;
+        job.place = Place::Waiting;
+        self.timers.set_at_latest(slot, until);
+    }
+
+    /// The job is over.
+    fn end(&mut self, slot: u32, ended: Result<(), End>) {
+        let Some(job) = self.jobs[slot as usize].take() else { return };
+        self.timers.remove(slot);
+        self.n_jobs -= 1;
+        self.report(job, ended);
+    }
+
+    /// Lets go of all that the job has, and then tells.
+    fn report(&mut self, job: Box<Job<W>>, ended: Result<(), End>) {
+        if job.registered
+            && let Some(socket) = &job.socket
+        {
+            // The caller's descriptor keeps the socket open, and with it the registration.
+            let _ = self.poll.registry().deregister(&mut SourceFd(&socket.as_raw_fd()));
+        }
+        let completion =
+            Completion { token: job.token, id: job.id, ended, outcome: job.outcome(), elapsed_ns: job.elapsed_ns() };
+        drop(job);
+        self.announce |= self.shared.finish(completion, slot_of(completion.id));
+    }
+
+    /// Tells on_ready, with no lock held.
+    fn tell(&mut self) {
+        if std::mem::take(&mut self.announce)
+            && let Some(on_ready) = &self.on_ready
+        {
+            on_ready();
+        }
+    }
+
+    /// Waits for sockets and callers, unless there is something to do.
+    fn wait(&mut self) -> Result<(), i32> {
+        let queued = !(self.fresh.is_empty() && self.ready.is_empty() && self.cold.is_empty());
+        let mut timeout = queued.then_some(Duration::ZERO);
+        if !queued {
+            let mut state = self.shared.lock();
+            if !self.shared.signal(&mut state) {
+                timeout = Some(AGAIN);
+            }
+            if state.incoming.is_empty() && state.cancelled.is_empty() && state.stop_at == self.stop_at {
+                state.awake = false;
+            } else {
+                timeout = Some(Duration::ZERO);
+            }
+            drop(state);
+            let next = self.timers.first().map(|(at, _)| at).into_iter().chain(self.stop_at).min();
+            if let Some(at) = next {
+                let left = at.saturating_duration_since(Instant::now());
+                timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
+            }
+        }
+        match self.poll.poll(&mut self.events, timeout) {
+            Ok(()) => self.failures = 0,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => return Ok(()),
+            Err(error) => {
+                self.failures += 1;
+                if self.failures > GIVE_UP {
+                    return Err(errno(&error));
+                }
+                std::thread::sleep(Duration::from_millis(1));
+                return Ok(());
+            }
+        }
+        for event in &self.events {
+            let slot = event.token().0;
+            // An event of a job that has ended may come to the next in its slot: that one then asks for nothing.
+            let Some(job) = self.jobs.get_mut(slot).and_then(Option::as_mut) else { continue };
+            if job.place == Place::Waiting {
+                job.place = Place::Ready;
+                self.ready.push_back(slot as u32); // Slots are u32.
+            }
+        }
+        Ok(())
+    }
+}
