@@ -958,7 +958,7 @@ void sendgate_transfer_free(struct sendgate_transfer *transfer);
 
 /**
  * Make a sender and start its thread. options may be NULL. SENDGATE_ERR_IO: *sys_errno (may be
- * NULL) tells, EMFILE or EAGAIN for instance. It needs four descriptors.
+ * NULL) tells, EMFILE or EAGAIN for instance. It needs three descriptors.
  */
 sendgate_status sendgate_sender_new(const struct sendgate_sender_options *options,
                                     struct sendgate_sender **out,
@@ -975,8 +975,9 @@ int32_t sendgate_sender_fd(const struct sendgate_sender *sender);
  * Decide, and hand the response to the sender's thread. Never waits. out may be NULL.
  *
  * SENDGATE_PENDING: sendgate_sender_take will report it, exactly once, with token and *id (which may
- * be NULL); only then does the connection get its next byte from you. Socket and file have been
- * dup(2)ed, so yours may be closed or used for something else at once. rep->memory and what write
+ * be NULL); only then does the connection get its next byte from you. The sender has its own
+ * descriptors of socket and file (one of a file that several responses send from), so yours may
+ * be closed, and their numbers come to mean something else, at once. rep->memory and what write
  * uses stay yours to keep until it is reported; nothing else does. A blocking socket has O_NONBLOCK
  * until then.
  *

@@ -58,8 +58,9 @@ impl Deadline {
             return None;
         }
         let Limits { idle, min_rate, .. } = self.limits;
+        let period_is_over = min_rate > 0 && now >= self.period.0 + idle;
         let look = match self.look {
-            Some(look) if look.sent == sent && now < look.at + idle / LOOKS => look,
+            Some(look) if look.sent == sent && now < look.at + idle / LOOKS && !period_is_over => look,
             before => {
                 let taken = i64::try_from(sent).unwrap_or(i64::MAX) - i64::try_from(queued()).unwrap_or(i64::MAX);
                 if before.is_none_or(|before| sent > before.sent || taken > before.taken) {
@@ -76,8 +77,8 @@ impl Deadline {
         }
         let mut until = (look.at + idle / LOOKS).min(self.progress + idle);
         if min_rate > 0 {
-            let period = now - self.period.0;
-            if period >= idle {
+            if period_is_over {
+                let period = now - self.period.0;
                 if i128::from(look.taken - self.period.1) * 1000 < i128::from(min_rate) * period.as_millis() as i128 {
                     return None;
                 }
@@ -87,5 +88,82 @@ impl Deadline {
         }
         // At least a moment: what was just looked at is not looked at again at once.
         Some(self.end.map_or(until, |end| until.min(end)).max(now + Duration::from_millis(1)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A response as it would be driven: when the wait is over it is looked at again, and ends when there is no more
+    /// waiting. `peer` tells for a time in milliseconds how many bytes were sent, and how many of them the peer has
+    /// taken. Returns when it ended.
+    fn ends_after(limits: Limits, peer: impl Fn(u64) -> (u64, u64)) -> Option<u64> {
+        let zero = Instant::now();
+        let mut deadline = Deadline::new(limits, zero);
+        let mut now = 0;
+        while now < 100_000 {
+            let (sent, taken) = peer(now);
+            let Some(until) = deadline.wait(zero + ms(now), sent, || sent - taken) else { return Some(now) };
+            let next = (until - zero).as_millis() as u64;
+            assert!(next > now, "a wait that is no wait at {now}");
+            now = next;
+        }
+        None
+    }
+
+    fn ms(number: u64) -> Duration {
+        Duration::from_millis(number)
+    }
+
+    const LIMITS: Limits = Limits { idle: Duration::from_millis(1000), total: None, min_rate: 0 };
+
+    #[test]
+    fn a_peer_that_takes_nothing_is_given_up_after_the_idle_time() {
+        assert_eq!(ends_after(LIMITS, |_| (5000, 0)), Some(1000));
+    }
+
+    #[test]
+    fn a_peer_that_stops_is_noticed_a_quarter_later_at_most() {
+        for stop in [1, 249, 250, 251, 999, 1500] {
+            let end = ends_after(LIMITS, |now| (5000, now.min(stop))).unwrap();
+            assert!((stop + 1000..=stop + 1250).contains(&end), "stops at {stop}, given up at {end}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_the_peer_takes_are_progress_though_the_socket_takes_none() {
+        assert_eq!(ends_after(LIMITS, |now| (1 << 40, now)), None);
+    }
+
+    #[test]
+    fn bytes_of_earlier_responses_count_as_well() {
+        // More is queued than was sent: what is left of the response before.
+        let zero = Instant::now();
+        let mut deadline = Deadline::new(LIMITS, zero);
+        for now in (0..10_000).step_by(250) {
+            assert!(deadline.wait(zero + ms(now), 10, || 1_000_000 - now).is_some(), "{now}");
+        }
+    }
+
+    #[test]
+    fn the_total_time_holds_whatever_the_progress() {
+        let limits = Limits { total: Some(ms(3333)), ..LIMITS };
+        assert_eq!(ends_after(limits, |now| (now * 1000, now * 900)), Some(3333));
+        let zero = Instant::now();
+        assert!(!Deadline::new(limits, zero).is_over(zero + ms(3332)));
+        assert!(Deadline::new(limits, zero).is_over(zero + ms(3333)));
+    }
+
+    #[test]
+    fn a_peer_below_the_least_rate_is_given_up_after_one_period() {
+        let limits = Limits { min_rate: 1000, ..LIMITS };
+        // One byte per millisecond is just enough.
+        assert_eq!(ends_after(limits, |now| (1 << 40, now)), None);
+        let end = ends_after(limits, |now| (1 << 40, now * 9 / 10)).unwrap();
+        assert!((1000..=1250).contains(&end), "{end}");
+        // What it took in earlier periods does not help.
+        let end = ends_after(limits, |now| (1 << 40, if now < 5000 { now * 10 } else { 50_000 + (now - 5000) / 10 }));
+        assert!(end.is_some_and(|end| (6000..=7250).contains(&end)), "{end:?}");
     }
 }

@@ -63,7 +63,7 @@ unsafe fn sender<'a>(p: *const sendgate_sender) -> Result<&'a Sender<Callback>, 
 }
 
 /// Make a sender and start its thread. options may be NULL. SENDGATE_ERR_IO: *sys_errno (may be
-/// NULL) tells, EMFILE or EAGAIN for instance. It needs four descriptors.
+/// NULL) tells, EMFILE or EAGAIN for instance. It needs three descriptors.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_sender_new(
     options: *const sendgate_sender_options,
@@ -127,8 +127,9 @@ pub unsafe extern "C" fn sendgate_sender_fd(sender: *const sendgate_sender) -> i
 /// Decide, and hand the response to the sender's thread. Never waits. out may be NULL.
 ///
 /// SENDGATE_PENDING: sendgate_sender_take will report it, exactly once, with token and *id (which may
-/// be NULL); only then does the connection get its next byte from you. Socket and file have been
-/// dup(2)ed, so yours may be closed or used for something else at once. rep->memory and what write
+/// be NULL); only then does the connection get its next byte from you. The sender has its own
+/// descriptors of socket and file (one of a file that several responses send from), so yours may
+/// be closed, and their numbers come to mean something else, at once. rep->memory and what write
 /// uses stay yours to keep until it is reported; nothing else does. A blocking socket has O_NONBLOCK
 /// until then.
 ///

@@ -8,7 +8,7 @@ pub(crate) mod socket;
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::RawFd;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 /// Why a call to the outside took no bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +86,14 @@ pub(crate) use syscall;
 /// The errno of `error`.
 pub(crate) fn errno(error: &io::Error) -> i32 {
     error.raw_os_error().unwrap_or(libc::EIO)
+}
+
+/// A descriptor of our own for what `fd` stands for, whatever that number means later.
+pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    let number = syscall!(fcntl(fd, libc::F_DUPFD_CLOEXEC, 0))?;
+    let number = RawFd::try_from(number).map_err(|_| io::Error::from_raw_os_error(libc::EMFILE))?;
+    // SAFETY: the call has just made it, for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// The status flags of an open file description (fcntl(2), F_GETFL).

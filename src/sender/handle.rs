@@ -1,5 +1,6 @@
 //! The caller's side of a sender: submit, take, cancel, stop.
 
+use super::files::Files;
 use super::job::{Job, send_now};
 use super::run::Loop;
 use super::{Completion, Options, Refused, Submitted};
@@ -53,6 +54,7 @@ pub(super) struct Shared<W> {
     waker: ManuallyDrop<mio::Waker>,
     /// An eventfd: readable while there is something in `done`.
     news: OwnedFd,
+    files: Arc<Files>,
 }
 
 impl<W> Shared<W> {
@@ -140,7 +142,7 @@ impl<W: Writer + Copy + Send + 'static> Sender<W> {
             serial: 0,
             in_flight: 0,
         };
-        let shared = Arc::new(Shared { state: Mutex::new(state), waker, news });
+        let shared = Arc::new(Shared { state: Mutex::new(state), waker, news, files: Arc::default() });
         let of_thread = Loop::new(Arc::clone(&shared), poll, options.turn, options.on_ready);
         let thread = spawn(move || of_thread.run())?;
         Ok(Self {
@@ -190,7 +192,7 @@ impl<W: Writer + Copy + Send + 'static> Sender<W> {
             return Ok(Submitted::Done(transfer.outcome()));
         }
         let outcome = transfer.outcome();
-        let mut job = Job::new(transfer, answer, sink, limits, token, begun)?;
+        let mut job = Job::new(transfer, answer, sink, limits, &shared.files, token, begun)?;
         let mut state = shared.lock();
         if state.stop_at.is_some() || !state.alive {
             return Err(if state.broken { Refused::Broken } else { Refused::Stopped });

@@ -13,6 +13,8 @@
 #[cfg(not(feature = "sender"))]
 mod absent;
 #[cfg(feature = "sender")]
+mod files;
+#[cfg(feature = "sender")]
 mod handle;
 #[cfg(feature = "sender")]
 mod job;
