@@ -5,12 +5,9 @@ Called by `make bench`. bench/README.md says what is measured and why. Standard 
 """
 
 import argparse
-import ctypes
 import dataclasses
 import json
 import os
-import shutil
-import signal
 import socket
 import statistics
 import subprocess
@@ -19,10 +16,21 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "target" / "bench"
-CONGESTION = "cubic"
-CFLAGS = ["-std=c99", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
+from network import CONGESTION, check_congestion, enter_network
+from servers import (
+    OUT,
+    ROOT,
+    Server,
+    Unavailable,
+    build,
+    start_floor,
+    start_go,
+    start_nginx,
+    start_nginx_cache,
+    start_sendgate,
+    two_processors,
+)
+
 KIB = 1024
 FILES = {
     "304.bin": KIB,
@@ -33,10 +41,6 @@ FILES = {
     "r1k.bin": KIB * KIB,
     "r100k.bin": KIB * KIB,
 }
-
-
-class Unavailable(Exception):
-    """A server that can't be measured here; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,128 +79,6 @@ CASES = [
 ]
 
 
-@dataclasses.dataclass
-class Server:
-    """A running server: its address, and the processes whose CPU time counts."""
-
-    name: str
-    process: subprocess.Popen
-    port: int
-    pids: list[int]
-
-    def cpu_ns(self) -> int:
-        """CPU time used so far by all threads, ended ones included, in nanoseconds."""
-        # The clock id that clock_getcpuclockid(3) makes of a process number on Linux.
-        return sum(time.clock_gettime_ns((~pid << 3) | 2) for pid in self.pids)
-
-
-def build(source: str) -> Path:
-    """Compile bench/SOURCE.c if it is newer than its program."""
-    src, exe = ROOT / "bench" / f"{source}.c", OUT / source
-    if not exe.exists() or exe.stat().st_mtime < src.stat().st_mtime:
-        subprocess.run([os.environ.get("CC", "cc"), *CFLAGS, str(src), "-o", str(exe)], check=True)
-    return exe
-
-
-def start(name: str, command: list[str], cpu: int, env: dict[str, str] | None = None) -> Server:
-    """Start a server that prints "listening on ADDRESS:PORT" first."""
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **(env or {})},
-        preexec_fn=lambda: os.sched_setaffinity(0, {cpu}),
-    )
-    line = process.stdout.readline()
-    if not line.startswith("listening on "):
-        process.kill()
-        raise SystemExit(f"{name} did not start: {line!r}")
-    return Server(name, process, int(line.rsplit(":", 1)[1]), [process.pid])
-
-
-def start_floor(data: Path, work: Path, cpu: int) -> Server:
-    """floor.c."""
-    return start("floor", [str(build("floor")), "0", str(data)], cpu)
-
-
-def start_sendgate(data: Path, work: Path, cpu: int) -> Server:
-    """The C example server on libsendgate, which `make examples` builds."""
-    exe = ROOT / "target" / "examples" / "fileserver"
-    if not exe.exists():
-        raise Unavailable(f"{exe.relative_to(ROOT)} is not built: run `make examples`")
-    return start("sendgate", [str(exe), "0", str(data)], cpu)
-
-
-def start_go(data: Path, work: Path, cpu: int) -> Server:
-    """Go's http.FileServer on one processor."""
-    if shutil.which("go") is None:
-        raise Unavailable("go is not installed (Debian: golang-go)")
-    exe = OUT / "gofileserver"
-    subprocess.run(
-        ["go", "build", "-o", str(exe), "."],
-        cwd=ROOT / "bench" / "gofileserver",
-        check=True,
-        env={**os.environ, "GOFLAGS": "-mod=mod", "GOPROXY": "off", "GOTOOLCHAIN": "local"},
-    )
-    return start("Go FileServer", [str(exe), "0", str(data)], cpu, {"GOMAXPROCS": "1"})
-
-
-def start_nginx(data: Path, work: Path, cpu: int, cache: bool = False) -> Server:
-    """Nginx with one worker, whose CPU time counts together with its master's."""
-    exe = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
-    if exe is None:
-        raise Unavailable("nginx is not installed (Debian: nginx-light)")
-    with socket.socket() as probe:  # nginx can't tell which port the system picked; ours alone in this namespace
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    home = work / ("nginx-cache" if cache else "nginx")
-    home.mkdir()
-    (home / "nginx.conf").write_text(f"""
-        user root;
-        daemon off;
-        worker_processes 1;
-        pid {home}/pid;
-        error_log {home}/error.log;
-        events {{ worker_connections 1024; }}
-        http {{
-            access_log off;
-            sendfile on;
-            tcp_nopush on;
-            keepalive_requests 1000000000;
-            keepalive_timeout 3600;
-            {"open_file_cache max=1000 inactive=60s;" if cache else ""}
-            client_body_temp_path {home}/body;
-            proxy_temp_path {home}/proxy;
-            fastcgi_temp_path {home}/fastcgi;
-            uwsgi_temp_path {home}/uwsgi;
-            scgi_temp_path {home}/scgi;
-            server {{ listen 127.0.0.1:{port}; root {data}; }}
-        }}
-    """)
-    process = subprocess.Popen(
-        [exe, "-p", str(home), "-c", str(home / "nginx.conf"), "-e", str(home / "error.log")],
-        preexec_fn=lambda: os.sched_setaffinity(0, {cpu}),
-    )
-    deadline = time.monotonic() + 10
-    while True:
-        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        if workers:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except ConnectionRefusedError:
-                pass
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit("nginx did not start: " + (home / "error.log").read_text())
-        time.sleep(0.01)
-    return Server("nginx, cache" if cache else "nginx", process, port, [process.pid, *map(int, workers)])
-
-
-def start_nginx_cache(data: Path, work: Path, cpu: int) -> Server:
-    """Nginx with open_file_cache."""
-    return start_nginx(data, work, cpu, cache=True)
-
-
 SERVERS = {
     "floor": start_floor,
     "sendgate": start_sendgate,
@@ -204,62 +86,6 @@ SERVERS = {
     "nginx": start_nginx,
     "go": start_go,
 }
-
-
-def enter_network() -> None:
-    """Move to a network of our own, where every loopback connection uses CONGESTION at both ends.
-
-    Nothing outside is changed. Where that isn't permitted, the system's own default must be CONGESTION;
-    `check_congestion` sees to it.
-    """
-    new_net, new_user = 0x40000000, 0x10000000
-    libc = ctypes.CDLL(None, use_errno=True)
-    uid, gid = os.getuid(), os.getgid()
-    if libc.unshare(new_net) != 0:
-        if libc.unshare(new_net | new_user) != 0:
-            print(f"no network namespace of our own: {os.strerror(ctypes.get_errno())}", file=sys.stderr)
-            return
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
-        Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
-    ip = shutil.which("ip", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
-    if ip is None:
-        raise SystemExit("ip is not installed (Debian: iproute2): needed to choose the congestion control")
-    subprocess.run([ip, "link", "set", "lo", "up"], check=True)
-    subprocess.run(
-        [ip, "route", "replace", "local", "127.0.0.1", "dev", "lo", "table", "local", "congctl", CONGESTION], check=True
-    )
-
-
-def check_congestion(server: Server) -> None:
-    """End the run unless both ends of a connection to the server use CONGESTION, asked with getsockopt."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    sys_pidfd_getfd = 438
-    with socket.create_connection(("127.0.0.1", server.port)) as ours:
-        ours.sendall(b"HEAD /1k.bin HTTP/1.1\r\nHost: a\r\n\r\n")
-        ours.recv(4096)  # now it is accepted
-        found = {"client": ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)}
-        for pid in server.pids:
-            for link in Path(f"/proc/{pid}/fd").iterdir():
-                try:
-                    if not os.readlink(link).startswith("socket:"):
-                        continue
-                except FileNotFoundError:
-                    continue
-                pidfd = os.pidfd_open(pid)
-                fd = libc.syscall(sys_pidfd_getfd, pidfd, int(link.name), 0)
-                os.close(pidfd)
-                if fd < 0:
-                    raise SystemExit(f"{server.name}: can't look at its sockets: {os.strerror(ctypes.get_errno())}")
-                with socket.socket(fileno=fd) as theirs:
-                    try:
-                        if theirs.getpeername() == ours.getsockname():
-                            found["server"] = theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
-                    except OSError:
-                        pass  # listening, or not a TCP socket
-    names = {end: value.rstrip(b"\0").decode() for end, value in found.items()}
-    if names != {"client": CONGESTION, "server": CONGESTION}:
-        raise SystemExit(f"{server.name}: congestion control is {names}, not {CONGESTION} at both ends")
 
 
 def check_answer(server: Server, case: Case, data: Path) -> str:
@@ -384,10 +210,7 @@ def main() -> None:
     wanted = args.servers.split(",") if args.servers else list(SERVERS)
     if not cases or not set(wanted) <= set(SERVERS):
         parser.error("no such case or server")
-    cpus = sorted(os.sched_getaffinity(0))
-    if len(cpus) < 2:
-        raise SystemExit("two processors are needed: one for the server, one for the load generator")
-
+    server_cpu, load_cpu = two_processors()
     OUT.mkdir(parents=True, exist_ok=True)
     build("load")
     enter_network()
@@ -401,7 +224,7 @@ def main() -> None:
         try:
             for name in wanted:
                 try:
-                    servers.append(SERVERS[name](data, work, cpus[0]))
+                    servers.append(SERVERS[name](data, work, {server_cpu}))
                 except Unavailable as reason:
                     print(f"skipped {name}: {reason}", file=sys.stderr)
             if not servers:
@@ -416,14 +239,12 @@ def main() -> None:
                 for case in cases:
                     for server in servers:
                         result = measure(
-                            server, case, requests[server.name, case.name], cpus[1], args.connections, scale
+                            server, case, requests[server.name, case.name], load_cpu, args.connections, scale
                         )
                         runs[case.name].setdefault(server.name, []).append(result)
         finally:
             for server in servers:
-                server.process.send_signal(signal.SIGTERM)
-            for server in servers:
-                server.process.wait(10)
+                server.stop()
 
     base = servers[0].name
     print(table(cases, servers, runs, 0, f"CPU time per request, ratio to {base} (median)", base))

@@ -1,0 +1,158 @@
+"""The servers that the benchmarks measure: how each is started, stopped and looked at."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "target" / "bench"
+CFLAGS = ["-std=c99", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
+
+
+class Unavailable(Exception):
+    """A server that can't be measured here; the message says why."""
+
+
+@dataclasses.dataclass
+class Server:
+    """A running server: its address, and the processes whose CPU time counts."""
+
+    name: str
+    process: subprocess.Popen
+    port: int
+    pids: list[int]
+
+    def cpu_ns(self) -> int:
+        """CPU time used so far by all threads, ended ones included, in nanoseconds."""
+        # The clock id that clock_getcpuclockid(3) makes of a process number on Linux.
+        return sum(time.clock_gettime_ns((~pid << 3) | 2) for pid in self.pids)
+
+    def stop(self) -> None:
+        """End it, by force if it would first wait for its clients."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def two_processors() -> tuple[int, int]:
+    """One for the servers, one for the load."""
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        raise SystemExit("two processors are needed: one for the server, one for the load generator")
+    return cpus[0], cpus[1]
+
+
+def build(source: str) -> Path:
+    """Compile bench/SOURCE.c if it is newer than its program."""
+    src, exe = ROOT / "bench" / f"{source}.c", OUT / source
+    if not exe.exists() or exe.stat().st_mtime < src.stat().st_mtime:
+        subprocess.run([os.environ.get("CC", "cc"), *CFLAGS, str(src), "-o", str(exe)], check=True)
+    return exe
+
+
+def start(name: str, command: list[str], cpus: set[int], env: dict[str, str] | None = None) -> Server:
+    """Start a server that prints "listening on ADDRESS:PORT" first."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(env or {})},
+        preexec_fn=lambda: os.sched_setaffinity(0, cpus),
+    )
+    line = process.stdout.readline()
+    if not line.startswith("listening on "):
+        process.kill()
+        raise SystemExit(f"{name} did not start: {line!r}")
+    return Server(name, process, int(line.rsplit(":", 1)[1]), [process.pid])
+
+
+def start_floor(data: Path, work: Path, cpus: set[int]) -> Server:
+    """floor.c."""
+    return start("floor", [str(build("floor")), "0", str(data)], cpus)
+
+
+def start_sendgate(data: Path, work: Path, cpus: set[int]) -> Server:
+    """The C example server on libsendgate, which `make examples` builds."""
+    exe = ROOT / "target" / "examples" / "fileserver"
+    if not exe.exists():
+        raise Unavailable(f"{exe.relative_to(ROOT)} is not built: run `make examples`")
+    return start("sendgate", [str(exe), "0", str(data)], cpus)
+
+
+def start_go(data: Path, work: Path, cpus: set[int]) -> Server:
+    """Go's http.FileServer on one processor."""
+    if shutil.which("go") is None:
+        raise Unavailable("go is not installed (Debian: golang-go)")
+    exe = OUT / "gofileserver"
+    subprocess.run(
+        ["go", "build", "-o", str(exe), "."],
+        cwd=ROOT / "bench" / "gofileserver",
+        check=True,
+        env={**os.environ, "GOFLAGS": "-mod=mod", "GOPROXY": "off", "GOTOOLCHAIN": "local"},
+    )
+    return start("Go FileServer", [str(exe), "0", str(data)], cpus, {"GOMAXPROCS": "1"})
+
+
+def start_nginx(data: Path, work: Path, cpus: set[int], cache: bool = False, connections: int = 1024) -> Server:
+    """Nginx with one worker, whose CPU time counts together with its master's."""
+    exe = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
+    if exe is None:
+        raise Unavailable("nginx is not installed (Debian: nginx-light)")
+    with socket.socket() as probe:  # nginx can't tell which port the system picked; ours alone in this namespace
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    home = work / f"nginx-{port}"
+    home.mkdir()
+    (home / "nginx.conf").write_text(f"""
+        user root;
+        daemon off;
+        worker_processes 1;
+        pid {home}/pid;
+        error_log {home}/error.log;
+        events {{ worker_connections {connections}; }}
+        http {{
+            access_log off;
+            sendfile on;
+            tcp_nopush on;
+            keepalive_requests 1000000000;
+            keepalive_timeout 3600;
+            send_timeout 3600;
+            {"open_file_cache max=1000 inactive=60s;" if cache else ""}
+            client_body_temp_path {home}/body;
+            proxy_temp_path {home}/proxy;
+            fastcgi_temp_path {home}/fastcgi;
+            uwsgi_temp_path {home}/uwsgi;
+            scgi_temp_path {home}/scgi;
+            server {{ listen 127.0.0.1:{port}; root {data}; }}
+        }}
+    """)
+    process = subprocess.Popen(
+        [exe, "-p", str(home), "-c", str(home / "nginx.conf"), "-e", str(home / "error.log")],
+        preexec_fn=lambda: os.sched_setaffinity(0, cpus),
+    )
+    deadline = time.monotonic() + 10
+    while True:
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        if workers:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except ConnectionRefusedError:
+                pass
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit("nginx did not start: " + (home / "error.log").read_text())
+        time.sleep(0.01)
+    return Server("nginx, cache" if cache else "nginx", process, port, [process.pid, *map(int, workers)])
+
+
+def start_nginx_cache(data: Path, work: Path, cpus: set[int]) -> Server:
+    """Nginx with open_file_cache."""
+    return start_nginx(data, work, cpus, cache=True)
