@@ -5,7 +5,11 @@ use sendgate::ffi::send::{
     sendgate_respond, sendgate_transfer, sendgate_transfer_free, sendgate_transfer_new, sendgate_transfer_start,
     sendgate_transfer_step,
 };
-use sendgate::ffi::status::{SENDGATE_OK, SENDGATE_WANT_WRITE};
+use sendgate::ffi::sender::{
+    sendgate_sender, sendgate_sender_fd, sendgate_sender_free, sendgate_sender_new, sendgate_sender_submit,
+    sendgate_sender_take,
+};
+use sendgate::ffi::status::{SENDGATE_OK, SENDGATE_PENDING, SENDGATE_WANT_WRITE};
 use sendgate::ffi::types::*;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -173,4 +177,56 @@ fn sending() {
         drop(ours);
         reader.join().unwrap().unwrap();
     }
+}
+
+/// What is handed to a sender costs two allocations, the job and its head; what leaves at once costs none.
+#[test]
+fn handing_over() {
+    let mut sender: *mut sendgate_sender = std::ptr::null_mut();
+    // SAFETY: a writable pointer; the others may be NULL.
+    let made = unsafe { sendgate_sender_new(std::ptr::null(), &raw mut sender, std::ptr::null_mut()) };
+    assert_eq!(made, SENDGATE_OK);
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let reader = std::thread::spawn(move || std::io::copy(&mut theirs, &mut std::io::sink()));
+    let mut sink: sendgate_sink = zeroed();
+    sink.fd = ours.as_raw_fd();
+    // The first one makes the tables that the others find.
+    for (round, try_now) in [false, false, true].into_iter().enumerate() {
+        exchanges(1000, |what, ex| {
+            sink.flags = if try_now { SENDGATE_SINK_TRY_NOW } else { 0 };
+            let mut result: sendgate_result = zeroed();
+            let (mut status, mut id, token) = (0, 0, std::ptr::null_mut());
+            let count = allocations(|| {
+                // SAFETY: valid structs, and a sender of our own.
+                status = unsafe {
+                    let id = &raw mut id;
+                    sendgate_sender_submit(sender, ex, &raw const sink, token, id, &raw mut result)
+                };
+            });
+            if try_now {
+                assert_eq!((status, result.connection), (SENDGATE_OK, SENDGATE_CONN_REUSABLE), "{what}");
+                assert_eq!(count, 0, "{what}, at once");
+                return;
+            }
+            assert_eq!(status, SENDGATE_PENDING, "{what}");
+            assert!(round == 0 || count == 2, "{what}: {count}");
+            // SAFETY: a sender of our own.
+            let fd = unsafe { sendgate_sender_fd(sender) };
+            let mut news = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+            // SAFETY: one entry.
+            assert_eq!(unsafe { libc::poll(&raw mut news, 1, 10_000) }, 1, "{what}");
+            let mut completion = std::mem::MaybeUninit::<sendgate_completion>::uninit();
+            let (place, mut n) = (completion.as_mut_ptr(), 0);
+            // SAFETY: room for one, and a writable size.
+            assert_eq!(unsafe { sendgate_sender_take(sender, place, 1, &raw mut n) }, SENDGATE_OK);
+            // SAFETY: one was written.
+            let completion = unsafe { completion.assume_init() };
+            assert_eq!((n, completion.status, completion.id), (1, SENDGATE_OK, id), "{what}");
+        });
+    }
+    // SAFETY: freed once.
+    unsafe { sendgate_sender_free(sender) };
+    drop(ours);
+    reader.join().unwrap().unwrap();
 }

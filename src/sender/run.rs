@@ -32,6 +32,9 @@ pub(super) struct Loop<W> {
     events: mio::Events,
     turn: u64,
     on_ready: Option<Box<dyn Fn() + Send>>,
+    /// Emptied, and exchanged for those in `State`: none is allocated anew.
+    incoming: VecDeque<Box<Job<W>>>,
+    cancelled: Vec<u64>,
     /// By slot.
     jobs: Vec<Option<Box<Job<W>>>>,
     n_jobs: usize,
@@ -68,6 +71,8 @@ impl<W: Writer + Copy> Loop<W> {
             events: mio::Events::with_capacity(256),
             turn,
             on_ready,
+            incoming: VecDeque::new(),
+            cancelled: Vec::new(),
             jobs: Vec::new(),
             n_jobs: 0,
             fresh: VecDeque::new(),
@@ -98,7 +103,7 @@ impl<W: Writer + Copy> Loop<W> {
                 self.report(job, Err(end));
             }
         }
-        for job in left {
+        for job in self.incoming.drain(..).chain(left).collect::<Vec<_>>() {
             self.report(job, Err(end));
         }
         self.tell();
@@ -132,13 +137,13 @@ impl<W: Writer + Copy> Loop<W> {
             state.alive = false;
             return Asked::End;
         }
-        let incoming = std::mem::take(&mut state.incoming);
-        let cancelled = std::mem::take(&mut state.cancelled);
+        std::mem::swap(&mut self.incoming, &mut state.incoming);
+        std::mem::swap(&mut self.cancelled, &mut state.cancelled);
         drop(state);
-        for job in incoming {
+        while let Some(job) = self.incoming.pop_front() {
             self.admit(job);
         }
-        for id in cancelled {
+        while let Some(id) = self.cancelled.pop() {
             self.cancel(id);
         }
         Asked::GoOn
