@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::thread::JoinHandleExt;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -55,6 +56,10 @@ pub(super) struct Shared<W> {
     /// An eventfd: readable while there is something in `done`.
     news: OwnedFd,
     files: Arc<Files>,
+    /// The thread's epoll descriptor, for a forked child to close; -1 when it is no longer open.
+    epoll: AtomicI32,
+    /// The thread is about to end: from then on its pthread_t may be another thread's.
+    over: AtomicBool,
 }
 
 impl<W> Shared<W> {
@@ -85,6 +90,12 @@ impl<W> Shared<W> {
         true
     }
 
+    /// The last that the thread says.
+    pub(super) fn say_goodbye(&self) {
+        self.epoll.store(-1, Ordering::Release);
+        self.over.store(true, Ordering::Release);
+    }
+
     /// Undoes `signal`.
     fn unsignal(&self, state: &mut State<W>) {
         let mut count = [0u8; 8];
@@ -105,7 +116,6 @@ pub(crate) struct Sender<W> {
     max_in_flight: usize,
     /// The process that the thread is in.
     pid: libc::pid_t,
-    epoll: RawFd,
 }
 
 impl<W> std::fmt::Debug for Sender<W> {
@@ -125,7 +135,7 @@ impl<W: Writer + Copy + Send + 'static> Sender<W> {
         // SAFETY: the call has just made it, for us alone.
         let news = unsafe { OwnedFd::from_raw_fd(RawFd::try_from(news).map_err(|_| Refused::System(libc::EMFILE))?) };
         let poll = mio::Poll::new()?;
-        let epoll = poll.as_raw_fd();
+        let epoll = AtomicI32::new(poll.as_raw_fd());
         let waker = ManuallyDrop::new(mio::Waker::new(poll.registry(), Loop::<W>::WAKER)?);
         let state = State {
             incoming: VecDeque::new(),
@@ -142,7 +152,8 @@ impl<W: Writer + Copy + Send + 'static> Sender<W> {
             serial: 0,
             in_flight: 0,
         };
-        let shared = Arc::new(Shared { state: Mutex::new(state), waker, news, files: Arc::default() });
+        let (files, over) = (Arc::default(), AtomicBool::new(false));
+        let shared = Arc::new(Shared { state: Mutex::new(state), waker, news, files, epoll, over });
         let of_thread = Loop::new(Arc::clone(&shared), poll, options.turn, options.on_ready);
         let thread = spawn(move || of_thread.run())?;
         Ok(Self {
@@ -151,7 +162,6 @@ impl<W: Writer + Copy + Send + 'static> Sender<W> {
             thread: Mutex::new(Some(thread)),
             max_in_flight: options.max_in_flight,
             pid: pid(),
-            epoll,
         })
     }
 
@@ -194,9 +204,8 @@ impl<W: Writer + Copy + Send + 'static> Sender<W> {
         let outcome = transfer.outcome();
         let mut job = Job::new(transfer, answer, sink, limits, &shared.files, token, begun)?;
         let mut state = shared.lock();
-        if state.stop_at.is_some() || !state.alive {
-            return Err(if state.broken { Refused::Broken } else { Refused::Stopped });
-        }
+        // It may have been stopped since.
+        state.check_alive()?;
         let room = state.incoming.len() + 1;
         try_grow(&mut state.incoming, room)?;
         let id = state.new_id();
@@ -261,7 +270,8 @@ impl<W> Sender<W> {
     pub(crate) fn stop(&self, time: Duration) -> Result<bool, Refused> {
         let shared = self.here()?;
         // SAFETY: always successful. (std's own way would leave something in each thread that asks.)
-        if unsafe { libc::pthread_self() } == self.pthread {
+        let this = unsafe { libc::pthread_self() };
+        if this == self.pthread && !shared.over.load(Ordering::Acquire) {
             return Err(Refused::Busy);
         }
         let mut state = shared.lock();
@@ -295,6 +305,13 @@ impl<W> Shared<W> {
 }
 
 impl<W> State<W> {
+    fn check_alive(&self) -> Result<(), Refused> {
+        if self.broken {
+            return Err(Refused::Broken);
+        }
+        if self.stop_at.is_some() || !self.alive { Err(Refused::Stopped) } else { Ok(()) }
+    }
+
     fn new_id(&mut self) -> u64 {
         // `InFlight::new` has made room in `free_slots` for all of them.
         let slot = self.free_slots.pop().unwrap_or_else(|| {
@@ -318,6 +335,7 @@ struct InFlight<'a, W> {
 impl<'a, W> InFlight<'a, W> {
     fn new(shared: &'a Shared<W>, max: usize) -> Result<Self, Refused> {
         let mut state = shared.lock();
+        state.check_alive()?;
         if state.in_flight >= max {
             return Err(Refused::Busy);
         }
@@ -357,7 +375,7 @@ impl<W> Drop for Sender<W> {
             unsafe { ManuallyDrop::drop(&mut self.shared) };
             return;
         }
-        for fd in [self.shared.news.as_raw_fd(), self.epoll] {
+        for fd in [self.shared.news.as_raw_fd(), self.shared.epoll.load(Ordering::Acquire)] {
             // SAFETY: this process's own copies, and nobody is left to use them.
             unsafe { libc::close(fd) };
         }

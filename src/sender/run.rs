@@ -107,6 +107,7 @@ impl<W: Writer + Copy> Loop<W> {
             self.report(job, Err(end));
         }
         self.tell();
+        self.shared.say_goodbye();
     }
 
     fn serve(&mut self) {
