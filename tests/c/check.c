@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -204,6 +205,9 @@ static void *peer_main(void *arg)
     struct peer *peer = arg;
     for (;;) {
         if (peer->stop_at != 0 && peer->len >= peer->stop_at) {
+            struct linger linger = {1, 0};
+            if (peer->reset)
+                MUST(setsockopt(peer->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger) == 0);
             if (peer->truncate_fd < 0)
                 break;
             MUST(ftruncate(peer->truncate_fd, (off_t)peer->truncate_to) == 0);
@@ -216,7 +220,7 @@ static void *peer_main(void *arg)
         }
         if (peer->pause_ms != 0)
             usleep(peer->pause_ms * 1000);
-        ssize_t n = read(peer->fd, peer->data + peer->len, 65536);
+        ssize_t n = read(peer->fd, peer->data + peer->len, peer->chunk != 0 ? peer->chunk : 65536);
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)
@@ -399,4 +403,59 @@ void check_result(const sendgate_result *result, sendgate_status status, uint32_
         CHECK_INT(result->sys_errno, 0);
     if (status == SENDGATE_OK)
         CHECK_INT(result->body_sent, result->body_length);
+}
+
+sendgate_sender *sender_make(const sendgate_sender_options *options)
+{
+    sendgate_sender *sender = NULL;
+    int32_t error = 0;
+    sendgate_status status = sendgate_sender_new(options, &sender, &error);
+    errno = error;
+    MUST(status == SENDGATE_OK && sender != NULL);
+    return sender;
+}
+
+void sender_next(sendgate_sender *sender, sendgate_completion *completion)
+{
+    size_t n = 0;
+    for (;;) {
+        struct pollfd wait = {sendgate_sender_fd(sender), POLLIN, 0};
+        int ready = poll(&wait, 1, 60000);
+        if (ready < 0 && errno == EINTR)
+            continue;
+        MUST(ready == 1 && wait.revents == POLLIN);
+        /* Another thread may have been faster. */
+        sendgate_status status = sendgate_sender_take(sender, completion, 1, &n);
+        if (status == SENDGATE_OK)
+            break;
+        MUST(status == SENDGATE_EMPTY);
+    }
+    CHECK_INT(n, 1);
+}
+
+void check_sender_empty(sendgate_sender *sender)
+{
+    sendgate_completion completion;
+    size_t n = 1;
+    struct pollfd look = {sendgate_sender_fd(sender), POLLIN, 0};
+    CHECK_INT(poll(&look, 1, 0), 0);
+    CHECK_STATUS(sendgate_sender_take(sender, &completion, 1, &n), SENDGATE_EMPTY);
+    CHECK_INT(n, 0);
+}
+
+void check_completion(const sendgate_completion *completion, sendgate_status status, uint32_t http_status,
+                      uint32_t connection)
+{
+    CHECK_STATUS(completion->status, status);
+    CHECK_INT(completion->http_status, http_status);
+    CHECK_INT(completion->connection, connection);
+    CHECK(completion->body_sent <= completion->body_length);
+    CHECK(completion->elapsed_ns > 0);
+    if (status != SENDGATE_OK)
+        CHECK((completion->connection == SENDGATE_CONN_UNTOUCHED) ==
+              (completion->head_sent + completion->body_sent == 0));
+    if (status != SENDGATE_ERR_IO && status != SENDGATE_ERR_PEER_CLOSED)
+        CHECK_INT(completion->sys_errno, 0);
+    if (status == SENDGATE_OK)
+        CHECK_INT(completion->body_sent, completion->body_length);
 }

@@ -62,6 +62,8 @@ struct peer {
     int truncate_fd; /* with stop_at: do not close but ftruncate this to truncate_to, and read on */
     int64_t truncate_to;
     unsigned pause_ms; /* before each read, of at most 64 KiB */
+    size_t chunk; /* read at most that much at once, instead of 64 KiB */
+    int reset; /* with stop_at: close with a reset */
 };
 /* Zeroed, but for the fd, which the peer will close. */
 void peer_init(struct peer *peer, int fd);
@@ -105,6 +107,16 @@ struct ask {
 void ask_file(struct ask *ask, int file, int sock);
 /* GET for memory, without validators. */
 void ask_memory(struct ask *ask, const void *memory, size_t len, int sock);
+/* A sender; NULL: the default options. */
+sendgate_sender *sender_make(const sendgate_sender_options *options);
+/* Wait for the next completion. */
+void sender_next(sendgate_sender *sender, sendgate_completion *completion);
+/* Nothing is there to be taken, and the sender's descriptor says so. */
+void check_sender_empty(sendgate_sender *sender);
+/* The completion is for this status and outcome, and agrees with itself. */
+void check_completion(const sendgate_completion *completion, sendgate_status status, uint32_t http_status,
+                      uint32_t connection);
+
 /* The result is for this status and outcome, and agrees with itself. */
 void check_result(const sendgate_result *result, sendgate_status status, uint32_t http_status, uint32_t connection);
 
