@@ -197,11 +197,16 @@ impl<W: Writer + Copy + Send + 'static> Sender<W> {
     ) -> Result<Submitted, Refused> {
         let begun = Instant::now();
         answer.begin(transfer).map_err(Cut::from)?;
-        let place = InFlight::new(shared, self.max_in_flight)?;
-        if try_now && send_now(transfer, answer.body, &sink)? == Step::Done {
-            return Ok(Submitted::Done(transfer.outcome()));
+        if try_now {
+            shared.lock().check_alive()?;
+            if send_now(transfer, answer.body, &sink)? == Step::Done {
+                return Ok(Submitted::Done(transfer.outcome()));
+            }
         }
         let outcome = transfer.outcome();
+        // Only what stays needs a place. What was begun gets one in any case: it can't be refused any more.
+        let max = if transfer.plan().sent() > 0 { usize::MAX } else { self.max_in_flight };
+        let place = InFlight::new(shared, max)?;
         let mut job = Job::new(transfer, answer, sink, limits, &shared.files, token, begun)?;
         let mut state = shared.lock();
         // It may have been stopped since.

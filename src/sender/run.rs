@@ -321,6 +321,8 @@ impl<W: Writer + Copy> Loop<W> {
     /// Waits for sockets and callers, unless there is something to do.
     fn wait(&mut self) -> Result<(), i32> {
         let queued = !(self.fresh.is_empty() && self.ready.is_empty() && self.cold.is_empty());
+        // When all has ended that there was when it was stopped, so does the thread.
+        let queued = queued || self.stop_at.is_some() && self.n_jobs == 0;
         let mut timeout = queued.then_some(Duration::ZERO);
         if !queued {
             let mut state = self.shared.lock();
