@@ -1,6 +1,6 @@
 /* fileserver.c - a complete static file server on libsendgate.
  *
- *   fileserver PORT DIR        serves DIR on 127.0.0.1:PORT; port 0 lets the system pick
+ *   fileserver [--offload] PORT DIR        serves DIR on 127.0.0.1:PORT; port 0 lets the system pick
  *
  * One thread, one epoll. It shows how a server with an event loop of its own uses the library:
  *
@@ -16,6 +16,14 @@
  *   304, HEAD                  fstat, send
  *   body up to 16 KiB          fstat, pread, send
  *   larger                     fstat, send, sendfile for each time the socket has room
+ *
+ * With --offload the files are sent by a sendgate_sender: by its thread, or at once if that takes no waiting. Then this
+ * loop never waits for a file's content to come from the disk. What differs is in part 5. System calls on a warm
+ * connection, besides epoll_wait, recv and a few that ask the page cache or a descriptor's flags:
+ *   304, HEAD, up to 64 KiB    as above
+ *   larger                     fstat, and those that hand over: fcntl twice (dup), write if the thread sleeps;
+ *                              read of an eventfd, once for all that have ended meanwhile
+ *     on the sender's thread   send, sendfile for each time the socket has room, close, write of the eventfd
  *
  * Start reading at `serve` in part 4.
  */
@@ -47,6 +55,8 @@ enum {
     DRAIN_MAX = 1 << 20,    /* bytes read and thrown away before a close */
     IDLE_SECONDS = 60,      /* for a request head to arrive whole, and for a stalled client to take a byte */
     LINGER_SECONDS = 5,     /* for the client to close after we have */
+    STOP_SECONDS = 5,       /* for downloads to end when the server is told to */
+    MIN_RATE = 100,         /* bytes per second that a client has to take from the sender, on average */
     FILE_SECONDS = 10,      /* a file not asked for in this time is closed */
     N_FILES = 1024,         /* files kept open; a power of two */
     N_EVENTS = 128,
@@ -54,6 +64,7 @@ enum {
 
 static int64_t tick, wall; /* seconds, read once per turn of the loop; tick never goes back, wall is what Date shows */
 static int dir_fd, epoll_fd;
+static sendgate_sender *sender; /* NULL: responses are sent by this loop */
 
 static void die(const char *what)
 {
@@ -80,6 +91,7 @@ struct link {
 
 static struct link waiting = {&waiting, &waiting};     /* for the client; longest wait first */
 static struct link ready = {&ready, &ready};           /* for nothing: has used up its turn */
+static struct link offloaded = {&offloaded, &offloaded}; /* for the sender, which has its response */
 static struct link lingering = {&lingering, &lingering}; /* answered and shut; for the client to close */
 static struct link dead = {&dead, &dead};              /* closed; freed when this round's events are done */
 
@@ -292,10 +304,11 @@ struct conn {
     struct link *list;           /* the one it is in */
     int fd;
     bool readable, ended;        /* recv may find something; may find the end: events tell each only once */
-    bool sending;                /* a response is under way */
+    bool sending;                /* a response is under way, sent by this loop */
     int64_t since;               /* tick of entering `waiting`, or of the last progress there */
     sendgate_transfer *transfer; /* made once, started for each request */
     struct file *file;           /* of the response under way */
+    uint64_t id;                 /* the sender's, of the response in its hands */
     size_t drained;              /* bytes thrown away while lingering */
     size_t begin, end;           /* the bytes received and not used yet: buf[begin..end] */
     size_t searched;             /* up to here there is no end of a head */
@@ -345,16 +358,44 @@ static void conn_linger(struct conn *c)
         conn_close(c);
 }
 
-static bool transfer_start(struct conn *c, const sendgate_exchange *ex)
+/* A response has ended. true: the connection is free for the next request. */
+static bool conn_answered(struct conn *c, uint32_t connection)
+{
+    c->sending = false;
+    file_release(c->file);
+    c->file = NULL;
+    if (connection == SENDGATE_CONN_REUSABLE) {
+        conn_wait(c);
+        return true;
+    }
+    if (connection == SENDGATE_CONN_CLOSE)
+        conn_linger(c);
+    else /* cut short: the client went away, or the file became shorter */
+        conn_close(c);
+    return false;
+}
+
+/* What there is to do for a connection after a request was looked for in its buffer. */
+enum next {
+    GO_ON,   /* send the response if one is under way, and look for the next request */
+    RECEIVE, /* there is no whole request yet */
+    LEAVE,   /* nothing now: it is with the sender, or lingers, or is closed */
+};
+
+static enum next transfer_start(struct conn *c, const sendgate_exchange *ex)
 {
     sendgate_sink sink = {.size = sizeof sink, .fd = c->fd, .flags = SENDGATE_SINK_SIGPIPE_IGNORED};
-    return c->sending = sendgate_transfer_start(c->transfer, ex, &sink) == SENDGATE_OK;
+    c->sending = sendgate_transfer_start(c->transfer, ex, &sink) == SENDGATE_OK;
+    if (c->sending)
+        return GO_ON;
+    conn_close(c);
+    return LEAVE;
 }
 
 /* An answer without a file: its body is the status. header may be NULL. request is NULL if it could not be read; then
  * the connection can't go on either. */
-static bool answer_status(struct conn *c, const sendgate_request *request, unsigned status,
-                          const sendgate_header *header)
+static enum next answer_status(struct conn *c, const sendgate_request *request, unsigned status,
+                               const sendgate_header *header)
 {
     static const char *const texts[] = {
         "301 Moved Permanently\n", "400 Bad Request\n", "403 Forbidden\n", "404 Not Found\n",
@@ -372,8 +413,10 @@ static bool answer_status(struct conn *c, const sendgate_request *request, unsig
     return transfer_start(c, &ex);
 }
 
-/* Start the answer to one request. false: can't even be answered. */
-static bool answer(struct conn *c, const sendgate_request *request)
+static enum next offload(struct conn *c, const sendgate_exchange *ex); /* in part 5 */
+
+/* Start the answer to one request. */
+static enum next answer(struct conn *c, const sendgate_request *request)
 {
     if (!is(request->method, "GET") && !is(request->method, "HEAD")) {
         sendgate_header allow = {.field = {str("Allow"), str("GET, HEAD")}};
@@ -405,7 +448,7 @@ static bool answer(struct conn *c, const sendgate_request *request)
     rep.content_type = str(f->type);
     sendgate_exchange ex = {.size = sizeof ex, .request = request, .rep = &rep, .now = wall};
     c->file = f;
-    return transfer_start(c, &ex);
+    return sender != NULL ? offload(c, &ex) : transfer_start(c, &ex);
 }
 
 /* Send on. true: the response is complete, and the connection free for the next request. */
@@ -419,26 +462,13 @@ static bool serve_send(struct conn *c)
     case SENDGATE_YIELD:
         conn_move(c, &ready);
         return false;
-    case SENDGATE_OK:
-        c->sending = false;
-        file_release(c->file);
-        c->file = NULL;
-        if (result.connection == SENDGATE_CONN_REUSABLE) {
-            conn_wait(c);
-            return true;
-        }
-        conn_linger(c);
-        return false;
-    default: /* the client went away, or the file became shorter: the rest can't be sent */
-        conn_close(c);
-        return false;
+    default: /* done, or an error */
+        return conn_answered(c, result.connection);
     }
 }
 
-enum found { STARTED, INCOMPLETE, GONE };
-
 /* Start the answer to the next request in the buffer, if it is there as a whole. */
-static enum found serve_request(struct conn *c)
+static enum next serve_request(struct conn *c)
 {
     /* A head can only be complete where a line end has come: slowly arriving bytes are not parsed each time. */
     bool line = memchr(c->buf + c->searched, '\n', c->end - c->searched) != NULL;
@@ -449,20 +479,15 @@ static enum found serve_request(struct conn *c)
     if (line)
         rc = sendgate_request_from_head(&request, c->buf + c->begin, c->end - c->begin, scratch, sizeof scratch, NULL,
                                         &head_len);
-    bool started = false;
     if (rc == SENDGATE_OK) {
         c->searched = c->begin += head_len;
-        started = answer(c, &request);
-    } else if (rc != SENDGATE_WANT_READ) {
-        started = answer_status(c, NULL, 400, NULL);
-    } else if (c->end - c->begin == sizeof c->buf) {
-        started = answer_status(c, NULL, 431, NULL);
-    } else {
-        return INCOMPLETE;
+        return answer(c, &request);
     }
-    if (!started)
-        conn_close(c);
-    return started ? STARTED : GONE;
+    if (rc != SENDGATE_WANT_READ)
+        return answer_status(c, NULL, 400, NULL);
+    if (c->end - c->begin == sizeof c->buf)
+        return answer_status(c, NULL, 431, NULL);
+    return RECEIVE;
 }
 
 /* Receive once. true: something came. */
@@ -498,10 +523,10 @@ static void serve(struct conn *c)
     for (;;) {
         if (c->sending && !serve_send(c))
             return;
-        enum found found = serve_request(c);
-        if (found == STARTED)
+        enum next next = serve_request(c);
+        if (next == GO_ON)
             continue;
-        if (found == GONE || !c->readable)
+        if (next == LEAVE || !c->readable)
             return;
         if (received) { /* a client that never stops sending gets its next turn after the others */
             conn_move(c, &ready);
@@ -513,6 +538,99 @@ static void serve(struct conn *c)
     }
 }
 
+/* ---- 5. Offloading ------------------------------------------------------------------------------ */
+
+/* With a sender this loop decides what is sent, and the sender's thread sends it:
+ *
+ *   offload          hands a file's response over, and leaves the connection alone
+ *   offloaded_event  meanwhile: requests wait in the socket; only a client that is gone is of interest
+ *   offloaded_done   goes on with the connection, when the sender's descriptor says so
+ *   offload_stop     lets the downloads under way end, and then the sender
+ *
+ * Until its completion is taken, a connection that was handed over is neither written to nor freed. What the server makes
+ * up itself (404 and the like) is a few bytes in memory, and goes on leaving by the connection's own transfer. */
+
+static enum next offload(struct conn *c, const sendgate_exchange *ex)
+{
+    /* TRY_NOW: what is small, in memory and fits the socket is sent here and at once. A change of threads costs more. */
+    sendgate_sink sink = {.size = sizeof sink, .fd = c->fd,
+                          .flags = SENDGATE_SINK_SIGPIPE_IGNORED | SENDGATE_SINK_TRY_NOW,
+                          .idle_timeout_ms = IDLE_SECONDS * 1000, .min_rate = MIN_RATE};
+    sendgate_result result = {.size = sizeof result};
+    sendgate_status rc = sendgate_sender_submit(sender, ex, &sink, c, &c->id, &result);
+    if (rc == SENDGATE_PENDING) {
+        file_release(c->file); /* the sender has a descriptor of its own */
+        c->file = NULL;
+        conn_move(c, &offloaded); /* where this loop has no timeout for it: the sender has */
+        return LEAVE;
+    }
+    if (rc < 0 && result.connection == SENDGATE_CONN_UNTOUCHED) {
+        /* It has as many responses as it takes, or there are no descriptors left. Waiting for one to end would look
+         * kinder, but the clients that hold the places may do so for hours, and nobody could tell this server from a
+         * dead one. With a 503 the client, or the proxy in front, knows at once. */
+        sendgate_header later = {.field = {str("Retry-After"), str("5")}};
+        return answer_status(c, ex->request, 503, &later);
+    }
+    return conn_answered(c, result.connection) ? GO_ON : LEAVE;
+}
+
+static void offloaded_event(struct conn *c, uint32_t events)
+{
+    /* Reset. EPOLLRDHUP alone says only that the client will send no more: it may well wait for the rest of its answer.
+     * (If it has closed, the next bytes that it gets are answered with a reset.) */
+    if (events & (EPOLLHUP | EPOLLERR))
+        sendgate_sender_cancel(sender, c->id);
+}
+
+/* Take what has ended; false: nothing had. With more than N_EVENTS the descriptor stays readable. */
+static bool offloaded_done(bool go_on)
+{
+    sendgate_completion done[N_EVENTS];
+    size_t n = 0;
+    if (sendgate_sender_take(sender, done, N_EVENTS, &n) != SENDGATE_OK)
+        return false;
+    for (size_t i = 0; i < n; i++) {
+        struct conn *c = done[i].token;
+        if (!conn_answered(c, done[i].connection))
+            continue;
+        if (go_on)
+            serve(c); /* requests that came in the meantime */
+        else
+            conn_linger(c);
+    }
+    return true;
+}
+
+/* All connections but those that are with the sender are closed. */
+static void offload_stop(void)
+{
+    sendgate_sender_stop(sender, STOP_SECONDS * 1000); /* waits; what is not complete by then is cut short */
+    while (offloaded_done(false))
+        ;
+    sendgate_sender_free(sender);
+}
+
+static void offload_start(uint64_t descriptors)
+{
+    /* A response takes up to three descriptors: its connection's, the sender's own of the same socket, and the file's.
+     * With these many at most, some are left to accept connections and to answer them with 503. */
+    uint64_t most = descriptors / 4 < 1 << 24 ? descriptors / 4 : 1 << 24;
+    sendgate_sender_options options = {.size = sizeof options, .max_in_flight = (uint32_t)most};
+    int32_t sys_errno = 0;
+    sendgate_status rc = sendgate_sender_new(&options, &sender, &sys_errno);
+    if (rc != SENDGATE_OK) {
+        fprintf(stderr, "fileserver: sender: %s\n",
+                rc == SENDGATE_ERR_IO ? strerror(sys_errno) : sendgate_status_message(rc));
+        exit(1);
+    }
+    /* Not edge-triggered: then one batch per turn of the loop is enough, and the other connections get their turn. */
+    struct epoll_event ev = {.events = EPOLLIN, .data.ptr = &sender};
+    if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, sendgate_sender_fd(sender), &ev) < 0)
+        die("fileserver: epoll");
+}
+
+/* ---- 6. The loop ------------------------------------------------------------------------------ */
+
 static void conn_event(struct conn *c, uint32_t events)
 {
     if (c->fd < 0)
@@ -523,11 +641,11 @@ static void conn_event(struct conn *c, uint32_t events)
         c->ended = true;
     if (c->list == &lingering)
         conn_linger(c);
+    else if (c->list == &offloaded)
+        offloaded_event(c, events);
     else if (!c->sending || events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
         serve(c);
 }
-
-/* ---- 5. The loop ------------------------------------------------------------------------------ */
 
 static bool conn_new(int fd)
 {
@@ -647,6 +765,8 @@ static void loop(const int *listener, const int *signals)
                 accepting = accept_all(*listener);
             else if (what == signals)
                 return;
+            else if (what == &sender)
+                offloaded_done(true);
             else
                 conn_event(what, events[i].events);
         }
@@ -663,15 +783,18 @@ static void loop(const int *listener, const int *signals)
 
 int main(int argc, char **argv)
 {
+    bool offloads = argc > 1 && strcmp(argv[1], "--offload") == 0;
+    argv += offloads;
+    argc -= offloads;
     char *rest = NULL;
     long port = argc == 3 ? strtol(argv[1], &rest, 10) : -1;
     if (port < 0 || port > 65535 || rest == argv[1] || *rest != '\0') {
-        fprintf(stderr, "usage: fileserver PORT DIR\n");
+        fprintf(stderr, "usage: fileserver [--offload] PORT DIR\n");
         return 2;
     }
     if ((dir_fd = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0)
         die(argv[2]);
-    struct rlimit limit; /* as many connections as the system lets us have */
+    struct rlimit limit = {1024, 1024}; /* as many connections as the system lets us have */
     if (getrlimit(RLIMIT_NOFILE, &limit) == 0)
         setrlimit(RLIMIT_NOFILE, &(struct rlimit){limit.rlim_max, limit.rlim_max});
     read_clocks();
@@ -684,14 +807,18 @@ int main(int argc, char **argv)
     if (epoll_fd < 0 || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener, &on_accept) < 0
         || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, signals, &on_signal) < 0)
         die("fileserver: epoll");
+    if (offloads)
+        offload_start(limit.rlim_max);
 
     loop(&listener, &signals);
+    close(listener); /* first, so that new clients go elsewhere */
     conns_close_older(&waiting, INT64_MAX);
     conns_close_older(&ready, INT64_MAX);
+    if (offloads)
+        offload_stop();
     conns_close_older(&lingering, INT64_MAX);
     conns_free_dead();
     files_close_unused(INT64_MAX);
-    close(listener);
     close(signals);
     close(epoll_fd);
     close(dir_fd);

@@ -1,10 +1,12 @@
-"""The C examples over real sockets: `examples/fileserver.c` in depth, `examples/hello.c` in brief.
+"""The C examples over real sockets: `examples/fileserver.c` in depth, `hello.c` and `offload.c` in brief.
 
 They are built here with `make -f examples/examples.mk examples`, so the library that is tested is the current one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 import resource
@@ -16,6 +18,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,7 +26,7 @@ import pytest
 import rows
 
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAMS = ROOT / "target" / "examples"
+PROGRAMS = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "examples"
 MIB = 1 << 20
 OLD = 784111777  # Sun, 06 Nov 1994 08:49:37 GMT: old enough for strong entity tags
 BIG = 20 * MIB
@@ -33,14 +36,19 @@ class Server:
     """A running example. `prefix` is a command to run it under (strace, valgrind)."""
 
     def __init__(
-        self, program: str, directory: Path, prefix: tuple[str, ...] = (), max_files: int | None = None
+        self,
+        program: str,
+        directory: Path,
+        *options: str,
+        prefix: tuple[str, ...] = (),
+        max_files: int | None = None,
     ) -> None:
         def limit() -> None:
             if max_files is not None:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))
 
         self.process = subprocess.Popen(
-            [*prefix, str(PROGRAMS / program), "0", str(directory)],
+            [*prefix, str(PROGRAMS / program), *options, "0", str(directory)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             preexec_fn=limit,
@@ -70,6 +78,14 @@ class Server:
         if self.process.poll() is None:
             self.process.kill()
         self.process.communicate()
+
+    def descriptors(self) -> list[str]:
+        """What it has open."""
+        names = []
+        for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed in the meantime
+                names.append(os.readlink(entry))
+        return sorted(names)
 
     def get(self, target: str, *fields: str, method: str = "GET", version: str = "1.1") -> rows.Response:
         """One request on a connection of its own; everything about the answer's framing is checked."""
@@ -147,6 +163,14 @@ def make(path: Path, data: bytes, mtime: int = OLD) -> Path:
     return path
 
 
+def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Ask again and again until it is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def programs() -> None:
     """The examples, built from the sources as they are now."""
@@ -173,10 +197,25 @@ def site(tmp_path: Path) -> Path:
     return site
 
 
+@pytest.fixture(params=[(), ("--offload",)], ids=["loop", "offload"])
+def options(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """The file server's options: it sends in its own loop, or leaves that to a background sender."""
+    chosen: tuple[str, ...] = request.param
+    return chosen
+
+
 @pytest.fixture
-def server(site: Path) -> Iterator[Server]:
+def server(site: Path, options: tuple[str, ...]) -> Iterator[Server]:
     """A file server on `site`, which must also end properly."""
-    with Server("fileserver", site) as server:
+    with Server("fileserver", site, *options) as server:
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def offloading(site: Path) -> Iterator[Server]:
+    """A file server on `site` with a background sender."""
+    with Server("fileserver", site, "--offload") as server:
         yield server
         server.stop()
 
@@ -184,11 +223,11 @@ def server(site: Path) -> Iterator[Server]:
 # ---- HTTP ----
 
 
-def test_rows(tmp_path: Path) -> None:
+def test_rows(tmp_path: Path, options: tuple[str, ...]) -> None:
     """Every rule that can be seen over a socket holds here too."""
     wrong = []
     tested = 0
-    with Server("fileserver", tmp_path) as server:
+    with Server("fileserver", tmp_path, *options) as server:
         for row in rows.load():
             # Methods other than GET and HEAD are this server's own business: see test_other_methods.
             if row.values_only or row.method not in ("GET", "HEAD"):
@@ -387,13 +426,15 @@ def test_head_byte_by_byte(server: Server) -> None:
             assert (response.status, response.body) == (206, rows.content(5, 2))
 
 
-def test_half_close(server: Server) -> None:
-    """A client that shuts its side after the request gets its whole answer."""
-    with Connection(server.address) as client:
-        client.send("GET /medium.bin HTTP/1.1", "Host: localhost")
-        client.socket.shutdown(socket.SHUT_WR)
-        assert client.answer().body == rows.content(0, 100_000)
-        assert client.socket.recv(1) == b""
+def test_half_close(server: Server, site: Path, big: bytes) -> None:
+    """A client that shuts its side after the request gets its whole answer, however long that takes."""
+    make(site / "big.bin", big)
+    for name, content in (("small.txt", rows.content(0, 1000)), ("big.bin", big)):
+        with Connection(server.address) as client:
+            client.send(f"GET /{name} HTTP/1.1", "Host: localhost")
+            client.socket.shutdown(socket.SHUT_WR)
+            assert client.answer().body == content
+            assert client.socket.recv(1) == b""
 
 
 def test_slow_reader_holds_nobody_up(server: Server, site: Path, big: bytes) -> None:
@@ -414,19 +455,52 @@ def test_slow_reader_holds_nobody_up(server: Server, site: Path, big: bytes) -> 
 def test_reset_in_the_middle(server: Server, site: Path, big: bytes) -> None:
     """Clients that vanish cost nothing: no signal, no stuck server, no descriptor kept."""
     make(site / "big.bin", big)
-    descriptors = Path(f"/proc/{server.process.pid}/fd")
-    assert server.get("/big.bin", method="HEAD").status == 200
-    for _ in range(20):
-        client = Connection(server.address, receive_buffer=4096)
+    begin = server.descriptors()
+    for orderly in (False, True):
+        clients = []
+        for _ in range(20):
+            client = Connection(server.address, receive_buffer=4096)
+            client.send("GET /big.bin HTTP/1.1", "Host: localhost")
+            client.more()
+            clients.append(client)
+        for client in clients:
+            client.socket.close() if orderly else client.reset()
+        assert server.get("/small.txt").status == 200
+        # Long before the time for clients that don't read is over.
+        until(lambda: not [name for name in server.descriptors() if name not in begin and "/site/" not in name])
+
+
+def test_descriptors_are_closed(server: Server, site: Path, big: bytes) -> None:
+    """Whatever the answer: what was opened for it is closed, all but the files that are kept open for a while."""
+    make(site / "big.bin", big)
+    begin = server.descriptors()
+    for _ in range(3):
+        for name in ("small.txt", "medium.bin", "big.bin", "none", "%zz"):
+            for fields in ([], ["Range: bytes=10-99999"], ["Range: bytes=1-2,50000-99999"], ['If-Match: "x"']):
+                for method in ("GET", "HEAD", "PUT"):
+                    server.get("/" + name, *fields, method=method)
+    kept = [str(site / name) for name in ("small.txt", "medium.bin", "big.bin")]
+    until(lambda: server.descriptors() == sorted(begin + kept))
+
+
+def test_pipelined_behind_a_download(server: Server, site: Path, big: bytes) -> None:
+    """Requests that come while a large file is sent are answered after it, in order, large and small."""
+    make(site / "big.bin", big)
+    with Connection(server.address, receive_buffer=4096) as client:
         client.send("GET /big.bin HTTP/1.1", "Host: localhost")
-        client.more()
-        client.reset()
-    assert server.get("/small.txt").status == 200
-    deadline = time.monotonic() + 10
-    # Standard streams, directory, epoll, signals, listener, and the three files or less that are kept open.
-    while len(list(descriptors.iterdir())) > 10:
-        assert time.monotonic() < deadline, [os.readlink(fd) for fd in descriptors.iterdir()]
-        server.get("/small.txt")
+        client.more()  # so that the next ones find it under way
+        for target, method in (("/big.bin", "HEAD"), ("/small.txt", "GET"), ("/big.bin", "GET"), ("/none", "GET")):
+            client.send(f"{method} {target} HTTP/1.1", "Host: localhost")
+        client.send("GET /medium.bin HTTP/1.1", "Host: localhost", "Range: bytes=5-9", "Connection: close")
+        client.send("GET /small.txt HTTP/1.1", "Host: localhost")  # behind the end
+        assert client.answer().body == big
+        assert client.answer("HEAD").get("Content-Length") == str(BIG)
+        assert client.answer().body == rows.content(0, 1000)
+        assert client.answer().body == big
+        assert client.answer().status == 404
+        response = client.answer()
+        assert (response.body, response.keep_alive) == (rows.content(5, 5), False)
+        assert client.socket.recv(1) == b""
 
 
 def test_truncated_file(server: Server, site: Path, big: bytes) -> None:
@@ -489,14 +563,6 @@ def test_parallel(server: Server, site: Path, big: bytes) -> None:
 # ---- Files that change ----
 
 
-def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Ask again and again until it is so."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
-
-
 def test_replaced_file_is_noticed(server: Server, site: Path) -> None:
     """Renamed over: old or new while in doubt, each whole; the new one after about a second. Removed: 404."""
     before, after = b"a" * 1000, b"b" * 2000
@@ -548,9 +614,9 @@ def test_signal_ends_it(site: Path, big: bytes, number: int) -> None:
         assert server.stop(number) == ""
 
 
-def test_descriptors_exhausted(site: Path) -> None:
+def test_descriptors_exhausted(site: Path, options: tuple[str, ...]) -> None:
     """Out of descriptors it neither dies nor spins nor forgets the clients that wait."""
-    with Server("fileserver", site, max_files=24) as server:
+    with Server("fileserver", site, *options, max_files=24) as server:
         clients = [Connection(server.address) for _ in range(40)]
         assert clients[0].get("/small.txt").status in (200, 503)
         ticks = Path(f"/proc/{server.process.pid}/stat").read_text().split()[13:15]
@@ -568,7 +634,9 @@ def test_descriptors_exhausted(site: Path) -> None:
 
 def test_bad_arguments(site: Path) -> None:
     """A clear error and a status other than 0."""
-    for arguments in ([], ["0"], ["x", str(site)], ["70000", str(site)], ["0", str(site / "none")]):
+    right = ["0", str(site)]
+    wrong = [[], ["0"], ["x", str(site)], ["70000", str(site)], ["0", str(site / "none")]]
+    for arguments in [*wrong, *(["--offload", *rest] for rest in wrong), ["--of", *right], [*right, "--offload"]]:
         done = subprocess.run([str(PROGRAMS / "fileserver"), *arguments], capture_output=True, timeout=10)
         assert done.returncode != 0 and done.stderr, arguments
     with Server("fileserver", site) as server:
@@ -603,7 +671,7 @@ def test_system_calls(site: Path, tmp_path: Path) -> None:
         ("large", "GET", "/medium.bin", [], many),
         ("206large", "GET", "/medium.bin", ["Range: bytes=1000-90000"], many),
     ]
-    with Server("fileserver", site, ("strace", "-f", "-s", "100", "-o", str(log))) as server:
+    with Server("fileserver", site, prefix=("strace", "-f", "-s", "100", "-o", str(log))) as server:
         with Connection(server.address) as client:
             for name, method, path, fields, _ in asked:
                 for turn in range(3):
@@ -629,13 +697,64 @@ def test_system_calls(site: Path, tmp_path: Path) -> None:
         assert [calls[f"{name}-1"], calls[f"{name}-2"]] == [want, want], name
 
 
-def test_valgrind(site: Path, big: bytes) -> None:
+def test_offload_system_calls(site: Path, tmp_path: Path) -> None:
+    """Steady state with a sender: what is small is sent by the loop and costs the thread nothing; of what is large the
+    loop sends nothing, and the thread does nothing but send it and say so."""
+    if not strace_works():
+        pytest.skip("strace is not installed, or not permitted here")
+    log = tmp_path / "strace"
+    small, large = ("/small.txt", 1000), ("/medium.bin", 100_000)
+    tag = rows.file_tag(site / "small.txt")
+    with Server("fileserver", site, "--offload", prefix=("strace", "-f", "-s", "100", "-o", str(log))) as server:
+        with Connection(server.address) as client:
+            for turn in range(3):
+                for path, length in (small, large):
+                    assert client.get(f"{path}?{length}-{turn}").body == rows.content(0, length)
+                assert client.get(f"/small.txt?304-{turn}", f"If-None-Match: {tag}").status == 304
+            # Received after the completion of the one before was taken.
+            client.get("/small.txt?last")
+        server.stop()
+
+    calls: dict[str, tuple[list[str], list[str]]] = {}
+    loop, thread = calls.setdefault("before", ([], []))
+    main = None
+    for line in log.read_text().splitlines():
+        # A call during which the other thread made one stands in two lines, and what was received in the second.
+        match = re.match(r"(\d+) +(\w+\(|<\.\.\. recvfrom resumed>)(.*)", line)
+        if not match:
+            continue
+        pid, name, rest = match[1], match[2].rstrip("("), match[3]
+        main = main or pid
+        if "recvfrom" in name:
+            target = re.search(r"\?([0-9a-z-]+) HTTP", rest)
+            if target:
+                loop, thread = calls.setdefault(target[1], ([], []))
+        elif name in ("epoll_wait", "futex", "getpid"):
+            pass
+        elif name == "newfstatat" and ', "", ' in rest:
+            loop.append("fstat")
+        elif name in ("newfstatat", "stat", "statx"):
+            pass  # at most once a second per file: which file the path means
+        elif name != "preadv2":  # what is in the page cache?
+            (loop if pid == main else thread).append(name)
+    for turn in (1, 2):  # the first ones open the files
+        assert calls[f"304-{turn}"] == (["fstat", "sendto"], [])
+        assert calls[f"1000-{turn}"] == (["fstat", "pread64", "sendto"], [])
+        loop, thread = calls[f"100000-{turn}"]
+        assert set(loop) <= {"fstat", "fcntl", "write", "read"}, loop
+        assert [name for name in loop if name in ("fstat", "read")] == ["fstat", "read"]
+        assert loop.count("write") <= 1
+        assert thread[:2] == ["sendto", "sendfile"], thread
+        assert [name for name in thread[2:] if name != "sendfile"] == ["close", "close", "write"], thread
+
+
+def test_valgrind(site: Path, big: bytes, options: tuple[str, ...]) -> None:
     """No invalid access, no leak, no descriptor left, also with connections in every state at the end."""
     if shutil.which("valgrind") is None:
         pytest.skip("valgrind is not installed")
     make(site / "big.bin", big)
     check = ("valgrind", "--leak-check=full", "--errors-for-leak-kinds=all", "--error-exitcode=9", "--track-fds=yes")
-    with Server("fileserver", site, check) as server:
+    with Server("fileserver", site, *options, prefix=check) as server:
         assert server.get("/small.txt").status == 200
         assert server.get("/small.txt", "Range: bytes=0-1,5-6").status == 206
         assert server.get("/medium.bin", "Range: bytes=0-49999,60000-99999").status == 206
@@ -660,6 +779,106 @@ def test_valgrind(site: Path, big: bytes) -> None:
     assert "ERROR SUMMARY: 0 errors" in report
 
 
+# ---- A background sender ----
+
+
+def stalled(server: Server, count: int) -> list[Connection]:
+    """Clients that have asked for /big.bin, and have stopped reading it."""
+    clients = []
+    for _ in range(count):
+        client = Connection(server.address, receive_buffer=4096)
+        client.send("GET /big.bin HTTP/1.1", "Host: localhost")
+        assert client.head().status == 200
+        clients.append(client)
+    return clients
+
+
+def test_offload_stalled_clients_hold_nobody_up(offloading: Server, site: Path, big: bytes) -> None:
+    """With 200 downloads that stand still, others are answered, small and large; then all 200 could go on."""
+    make(site / "big.bin", big)
+    clients = stalled(offloading, 200)
+    for _ in range(20):
+        assert offloading.get("/small.txt").body == rows.content(0, 1000)
+        assert offloading.get("/medium.bin").body == rows.content(0, 100_000)
+    assert offloading.get("/big.bin").body == big
+    for client in clients:
+        client.more()
+        client.more()
+        client.socket.close()
+
+
+def test_offload_full(site: Path, big: bytes) -> None:
+    """With as many downloads as the sender takes, one more is answered 503, and can ask again when one has ended. What
+    needs no place is answered all the time."""
+    make(site / "big.bin", big)
+    with Server("fileserver", site, "--offload", max_files=80) as server:
+        clients = stalled(server, 80 // 4)
+        with Connection(server.address) as late:
+            for _ in range(3):
+                response = late.get("/big.bin")
+                assert (response.status, response.keep_alive) == (503, True)
+                assert int(response.get("Retry-After") or "0") > 0
+                assert late.get("/small.txt").body == rows.content(0, 1000)
+                assert late.get("/big.bin", method="HEAD").status == 200
+            clients.pop().reset()
+            until(lambda: late.get("/big.bin", "Range: bytes=0-99999").status == 206)
+            assert late.get("/big.bin").body == big
+        for client in clients:
+            client.reset()
+        assert server.stop() == ""
+
+
+def stop_seconds() -> int:
+    """How long the file server waits for downloads when it is told to end."""
+    source = (ROOT / "examples" / "fileserver.c").read_text()
+    return int(re.findall(r"STOP_SECONDS = (\d+)", source)[0])
+
+
+def refuses(address: tuple[str, int]) -> bool:
+    """Whether nobody listens there."""
+    with socket.socket() as client:
+        return client.connect_ex(address) == errno.ECONNREFUSED
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_offload_signal_lets_downloads_end(site: Path, big: bytes, number: int) -> None:
+    """Told to end, the server refuses new clients, completes what it is sending, answers nothing else, and is gone."""
+    make(site / "big.bin", big)
+    with Server("fileserver", site, "--offload") as server:
+        clients = [Connection(server.address) for _ in range(3)]
+        for client in clients:
+            client.send("GET /big.bin HTTP/1.1", "Host: localhost")
+            client.more()
+            client.send("GET /small.txt HTTP/1.1", "Host: localhost")
+        begin = time.monotonic()
+        server.process.send_signal(number)
+        until(lambda: refuses(server.address))
+
+        def read(client: Connection) -> str:
+            right = client.answer().body == big
+            return f"{right}, then {client.socket.recv(1)!r}"  # an orderly end: a reset would raise
+
+        with ThreadPoolExecutor(len(clients)) as threads:
+            assert list(threads.map(read, clients)) == ["True, then b''"] * len(clients)
+        assert server.process.wait(timeout=30) == 0
+        assert time.monotonic() - begin < stop_seconds()
+
+
+def test_offload_signal_and_a_client_that_does_not_read(site: Path, big: bytes) -> None:
+    """Told to end, the server waits for a stalled client, but only as long as it says."""
+    make(site / "big.bin", big)
+    with Server("fileserver", site, "--offload") as server:
+        [client] = stalled(server, 1)
+        begin = time.monotonic()
+        assert server.stop() == ""
+        assert stop_seconds() - 0.1 < time.monotonic() - begin < stop_seconds() + 5
+        with pytest.raises((EOFError, ConnectionResetError)):
+            while True:
+                client.more()
+        assert len(client.pending) < BIG
+        client.socket.close()
+
+
 # ---- hello ----
 
 
@@ -673,3 +892,57 @@ def test_hello(site: Path) -> None:
         assert server.get("/medium.bin").body == rows.content(0, 100_000)
         for target in ("/none", "/../secret.txt", "/sub"):
             assert server.get(target).status == 404
+
+
+# ---- offload ----
+
+
+def test_offload_example(site: Path, big: bytes) -> None:
+    """The small example of a sender in a foreign loop: pipelined, resumed, half-closed and refused requests."""
+    make(site / "big.bin", big)
+    with Server("offload", site) as server:
+        begin = server.descriptors()
+        with Connection(server.address) as client:
+            for target in ("/small.txt?x", "/big.bin", "/none", "/medium.bin"):
+                client.send(f"GET {target} HTTP/1.1", "Host: localhost")
+            client.send("HEAD /big.bin HTTP/1.1", "Host: localhost")
+            assert client.answer().body == rows.content(0, 1000)
+            assert client.answer().body == big
+            response = client.answer()
+            assert (response.status, response.body, response.keep_alive) == (404, b"Not found\n", True)
+            assert client.answer().body == rows.content(0, 100_000)
+            assert client.answer("HEAD").get("Content-Length") == str(BIG)
+            part = client.get("/big.bin", f"Range: bytes={BIG - 5}-")
+            assert (part.status, part.body) == (206, big[-5:])
+            client.send("GET /big.bin HTTP/1.1", "Host: localhost")
+            client.socket.shutdown(socket.SHUT_WR)
+            assert client.answer().body == big
+            assert client.socket.recv(1) == b""
+        assert server.get("/small.txt", version="1.0").body == rows.content(0, 1000)
+        for outside in ("/../secret.txt", "//etc/passwd", "/sub"):
+            assert server.get(outside).status == 404
+        for refused in (b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"x" * 9000):
+            with Connection(server.address) as client:
+                client.socket.sendall(refused)
+                with pytest.raises((EOFError, ConnectionResetError)):
+                    client.more()
+        until(lambda: server.descriptors() == begin)
+
+
+def test_offload_example_does_not_wait(site: Path, big: bytes) -> None:
+    """Clients that stall, send half a request, or vanish hold nobody up."""
+    make(site / "big.bin", big)
+    with Server("offload", site) as server:
+        begin = server.descriptors()
+        clients = stalled(server, 50)
+        with Connection(server.address) as half:
+            half.socket.sendall(b"GET /small")
+            for client in clients[::2]:
+                client.reset()
+            assert server.get("/medium.bin").body == rows.content(0, 100_000)
+            assert server.get("/big.bin").body == big
+            half.socket.sendall(b".txt HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert half.answer().body == rows.content(0, 1000)
+        for client in clients[1::2]:
+            client.socket.close()
+        until(lambda: server.descriptors() == begin)
