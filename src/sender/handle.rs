@@ -216,16 +216,13 @@ impl<W: Writer + Copy + Send + 'static> Sender<W> {
         let id = state.new_id();
         job.id = id;
         state.incoming.push_back(job);
-        let wake = !std::mem::replace(&mut state.awake, true);
-        drop(state);
-        if wake && let Err(error) = shared.waker.wake() {
+        if let Err(error) = shared.wake(state) {
             let mut state = shared.lock();
-            state.awake = false;
             // Unless the thread has come by in the meantime, nobody will ever look at it.
             if let Some(at) = state.incoming.iter().position(|job| job.id == id) {
                 state.incoming.remove(at);
                 state.free_slots.push(slot_of(id));
-                return Err(error.into());
+                return Err(error);
             }
         }
         place.keep();
@@ -301,11 +298,15 @@ impl<W> Shared<W> {
     fn wake(&self, mut state: MutexGuard<'_, State<W>>) -> Result<(), Refused> {
         let wake = !std::mem::replace(&mut state.awake, true);
         drop(state);
-        if wake && let Err(error) = self.waker.wake() {
-            self.lock().awake = false;
-            return Err(error.into());
+        if !wake {
+            return Ok(());
         }
-        Ok(())
+        // Others rely on this wake-up while it is under way, so it is not given up at once.
+        let woken = self.waker.wake().or_else(|_| self.waker.wake());
+        if woken.is_err() {
+            self.lock().awake = false;
+        }
+        Ok(woken?)
     }
 }
 
