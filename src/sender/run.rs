@@ -204,7 +204,13 @@ impl<W: Writer + Copy> Loop<W> {
                 continue;
             };
             match job.wait(now) {
-                Some(until) => self.timers.set(slot, until),
+                // It is not too late, so it may as well try: a host that enlarges the socket's buffer makes room
+                // of which epoll does not tell.
+                Some(until) => {
+                    self.timers.set(slot, until);
+                    job.place = Place::Ready;
+                    self.ready.push_back(slot);
+                }
                 None => self.end(slot, Err(Cut::Timeout.into())),
             }
         }
