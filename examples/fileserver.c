@@ -21,9 +21,9 @@
  * loop never waits for a file's content to come from the disk. What differs is in part 5. System calls on a warm
  * connection, besides epoll_wait, recv and a few that ask the page cache or a descriptor's flags:
  *   304, HEAD, up to 64 KiB    as above
- *   larger                     fstat, and those that hand over: fcntl twice (dup), write if the thread sleeps;
+ *   larger                     fstat, fcntl to dup the socket and the file, write if the sender's thread is asleep;
  *                              read of an eventfd, once for all that have ended meanwhile
- *     on the sender's thread   send, sendfile for each time the socket has room, close, write of the eventfd
+ *     on the sender's thread   send, sendfile for each time the socket has room, close of both, write of the eventfd
  *
  * Start reading at `serve` in part 4.
  */
@@ -577,7 +577,8 @@ static enum next offload(struct conn *c, const sendgate_exchange *ex)
 static void offloaded_event(struct conn *c, uint32_t events)
 {
     /* Reset. EPOLLRDHUP alone says only that the client will send no more: it may well wait for the rest of its answer.
-     * (If it has closed, the next bytes that it gets are answered with a reset.) */
+     * (If it has closed, the next bytes that it gets are answered with a reset.) EPOLLOUT comes here too, once for some
+     * megabytes; to change the registration for each response would cost more. */
     if (events & (EPOLLHUP | EPOLLERR))
         sendgate_sender_cancel(sender, c->id);
 }
