@@ -17,8 +17,8 @@
  *   body up to 16 KiB          fstat, pread, send
  *   larger                     fstat, send, sendfile for each time the socket has room
  *
- * With --offload the files are sent by a sendgate_sender: by its thread, or at once if that takes no waiting. Then this
- * loop never waits for a file's content to come from the disk. What differs is in part 5. System calls on a warm
+ * With --offload the files are sent by a sendgate_sender: by its thread, or at once if that takes no waiting. Then a
+ * large file that has to come from the disk holds nobody up. What differs is in part 5. System calls on a warm
  * connection, besides epoll_wait, recv and a few that ask the page cache or a descriptor's flags:
  *   304, HEAD, up to 64 KiB    as above
  *   larger                     fstat, fcntl to dup the socket and the file, write if the sender's thread is asleep;
@@ -547,12 +547,12 @@ static void serve(struct conn *c)
  *   offloaded_done   goes on with the connection, when the sender's descriptor says so
  *   offload_stop     lets the downloads under way end, and then the sender
  *
- * Until its completion is taken, a connection that was handed over is neither written to nor freed. What the server makes
- * up itself (404 and the like) is a few bytes in memory, and goes on leaving by the connection's own transfer. */
+ * Until its completion is taken, a connection that was handed over is neither written to nor freed. What the server
+ * makes up itself (404 and the like) is a few bytes in memory, and goes on leaving by the connection's own transfer. */
 
 static enum next offload(struct conn *c, const sendgate_exchange *ex)
 {
-    /* TRY_NOW: what is small, in memory and fits the socket is sent here and at once. A change of threads costs more. */
+    /* TRY_NOW: what is small, in memory and fits the socket is sent here and at once. Changing threads costs more. */
     sendgate_sink sink = {.size = sizeof sink, .fd = c->fd,
                           .flags = SENDGATE_SINK_SIGPIPE_IGNORED | SENDGATE_SINK_TRY_NOW,
                           .idle_timeout_ms = IDLE_SECONDS * 1000, .min_rate = MIN_RATE};
