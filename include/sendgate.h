@@ -985,9 +985,9 @@ int32_t sendgate_sender_fd(const struct sendgate_sender *sender);
  * reported.
  *
  * An error: it will not be reported. SENDGATE_ERR_BUSY: max_in_flight is reached; take, or answer
- * 503 (what SENDGATE_SINK_TRY_NOW sends at once takes no place). SENDGATE_ERR_CANCELLED: the sender was stopped. SENDGATE_ERR_IO with EMFILE: no descriptor
- * left to dup to. out->connection tells whether a byte was sent, which only
- * SENDGATE_SINK_TRY_NOW can cause.
+ * 503 (what SENDGATE_SINK_TRY_NOW sends at once takes no place). SENDGATE_ERR_CANCELLED: the sender
+ * was stopped. SENDGATE_ERR_IO with EMFILE: no descriptor left to dup to. out->connection tells
+ * whether a byte was sent, which only SENDGATE_SINK_TRY_NOW can cause.
  */
 sendgate_status sendgate_sender_submit(struct sendgate_sender *sender,
                                        const struct sendgate_exchange *ex,

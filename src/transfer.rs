@@ -195,7 +195,8 @@ impl<const N: usize> Transfer<N> {
                 Err(fault) => return Err(failure(fault)),
             }
         }
-        if memory.is_none() && !self.copy && (self.plan.has_long_parts(SMALL) || self.plan.has_long_span(LONG)) {
+        let long = self.plan.has_long_parts(SMALL) || budget >= LONG && self.plan.has_long_span(LONG);
+        if memory.is_none() && !self.copy && long {
             io.hold_back();
         }
         while self.plan.left() > 0 {

@@ -137,9 +137,9 @@ pub unsafe extern "C" fn sendgate_sender_fd(sender: *const sendgate_sender) -> i
 /// reported.
 ///
 /// An error: it will not be reported. SENDGATE_ERR_BUSY: max_in_flight is reached; take, or answer
-/// 503 (what SENDGATE_SINK_TRY_NOW sends at once takes no place). SENDGATE_ERR_CANCELLED: the sender was stopped. SENDGATE_ERR_IO with EMFILE: no descriptor
-/// left to dup to. out->connection tells whether a byte was sent, which only
-/// SENDGATE_SINK_TRY_NOW can cause.
+/// 503 (what SENDGATE_SINK_TRY_NOW sends at once takes no place). SENDGATE_ERR_CANCELLED: the sender
+/// was stopped. SENDGATE_ERR_IO with EMFILE: no descriptor left to dup to. out->connection tells
+/// whether a byte was sent, which only SENDGATE_SINK_TRY_NOW can cause.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_sender_submit(
     sender: *mut sendgate_sender,
