@@ -74,7 +74,7 @@ def test_version_and_features() -> None:
     import importlib.metadata
 
     assert sendgate.__version__ == ".".join(map(str, sendgate.version())) == importlib.metadata.version("sendgate")
-    assert sendgate.features() <= {"sendfile"}
+    assert sendgate.features() <= {"sendfile", "sender"}
     assert ("sendfile" in sendgate.features()) == sys.platform.startswith("linux")
 
 

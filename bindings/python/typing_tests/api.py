@@ -61,6 +61,26 @@ def transfers(sock: socket.socket) -> int:
         return count + step + transfer.result.body_sent
 
 
+def senders(sock: socket.socket, now: bool) -> None:
+    """A sender: an id, or with try_now perhaps a result."""
+    with sendgate.Sender(max_in_flight=10, turn_bytes=65536) as sender:
+        a: int = sender.submit(sock, None, "a", content_type="text/plain", timeout=1.5, min_rate=1000, token=sock)
+        a = sender.submit(sock, None, b"", try_now=False)
+        b: int | sendgate.Result = sender.submit(sock, sendgate.Request(), b"", try_now=True)
+        b = sender.submit(sock, None, b"", try_now=now)
+        a = sender.submit(sock, None, b"", try_now=True)  # type: ignore[assignment]
+        sender.submit(sock, None, b"", sender=1)  # type: ignore[call-overload]
+        sender.submit(sock, None, b"", timeout="1")  # type: ignore[call-overload]
+        for completion in sender.take(limit=5):
+            c: sendgate.SendgateError | None = completion.error
+            d: sendgate.Result = completion.result
+            e: float = completion.elapsed
+            print(completion.id, completion.token.anything, c, d, e)
+        sender.cancel(a)
+        f: bool = sender.stop(timeout=1)
+        print(b, f, sender.fileno(), sender.max_in_flight)
+
+
 def simple(sock: socket.socket) -> None:
     """The three calls, as functions and with the proposal's signatures."""
     sendgate.response_file_fd(200, [("A", "b")], 3, sock=sock)

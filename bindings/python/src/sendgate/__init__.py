@@ -1,7 +1,8 @@
 """Answer an HTTP request with a file: conditions (RFC 9110 section 13), ranges (section 14), sendfile.
 
-``respond`` answers a request on a socket, ``decide`` only tells what the answer would be, and ``Transfer`` sends step
-by step from an event loop. ``python -m sendgate DIR`` serves a folder.
+``respond`` answers a request on a socket, ``decide`` only tells what the answer would be, ``Transfer`` sends step by
+step from an event loop, and a ``Sender`` any number of responses in the background. ``sendgate.asyncio`` has a
+``respond`` to await. ``python -m sendgate DIR`` serves a folder.
 
     import sendgate
     request = sendgate.Request.from_head(connection.recv(65536))
@@ -34,6 +35,7 @@ from ._errors import (
     BusyError,
     FieldError,
     FileChangedError,
+    ForkedError,
     InternalError,
     IOFailedError,
     NotRegularError,
@@ -42,20 +44,24 @@ from ._errors import (
     RequestError,
     ResponseTimeoutError,
     SendgateError,
+    TransferCancelledError,
     TruncatedError,
     UnsupportedError,
 )
-from ._types import Connection, Decision, HeadForm, Result, Rule, Step
+from ._sender import Sender
+from ._types import Completion, Connection, Decision, HeadForm, Result, Rule, Step
 
 __all__ = [
     "ArgumentError",
     "BlockingSocketError",
     "BusyError",
+    "Completion",
     "Connection",
     "Decision",
     "FieldError",
     "File",
     "FileChangedError",
+    "ForkedError",
     "HeadForm",
     "IOFailedError",
     "InternalError",
@@ -69,8 +75,10 @@ __all__ = [
     "Result",
     "Rule",
     "SendgateError",
+    "Sender",
     "Step",
     "Transfer",
+    "TransferCancelledError",
     "TruncatedError",
     "UnsupportedError",
     "__version__",

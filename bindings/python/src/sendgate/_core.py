@@ -1,4 +1,4 @@
-"""The one module that calls the library: arguments to C structs, status codes to exceptions.
+"""Calls the library: arguments to C structs, status codes to exceptions. Only ``_sender`` does so too, with these.
 
 What C borrows has to live as long as C may look at it. Each object here that owns a struct therefore also owns a
 list, ``_keep``, of whatever the struct's pointers point to.
@@ -52,6 +52,8 @@ _SIZES = {
     "sendgate_decision": 40,
     "sendgate_sink": 48,
     "sendgate_result": 48,
+    "sendgate_sender_options": 32,
+    "sendgate_completion": 64,
 }
 
 
@@ -62,9 +64,12 @@ def version() -> tuple[int, int, int]:
 
 
 def features() -> frozenset[str]:
-    """What the loaded library can do: "sendfile" if files leave by a copy inside the kernel."""
+    """What the loaded library can do: "sendfile" if files leave by a copy inside the kernel, "sender" if there is a
+    ``Sender``.
+    """
     bits = int(lib.sendgate_features())
-    return frozenset({"sendfile"} if bits & lib.SENDGATE_FEATURE_SENDFILE else ())
+    known = {"sendfile": lib.SENDGATE_FEATURE_SENDFILE, "sender": lib.SENDGATE_FEATURE_SENDER}
+    return frozenset(name for name, bit in known.items() if bits & bit)
 
 
 def _check_library() -> None:
@@ -105,10 +110,12 @@ _EXCEPTIONS: dict[int, type[_errors.SendgateError]] = {
     lib.SENDGATE_ERR_NOT_REGULAR: _errors.NotRegularError,
     lib.SENDGATE_ERR_BLOCKING: _errors.BlockingSocketError,
     lib.SENDGATE_ERR_BUSY: _errors.BusyError,
+    lib.SENDGATE_ERR_CANCELLED: _errors.TransferCancelledError,
     lib.SENDGATE_ERR_UNSUPPORTED: _errors.UnsupportedError,
     lib.SENDGATE_ERR_INTERNAL: _errors.InternalError,
     lib.SENDGATE_ERR_CHANGED: _errors.FileChangedError,
     lib.SENDGATE_ERR_REQUEST: _errors.RequestError,
+    lib.SENDGATE_ERR_FORKED: _errors.ForkedError,
 }
 
 
@@ -688,6 +695,11 @@ class _Exchange:
         self._source.close()
         self._keep.clear()
 
+    @property
+    def memory(self) -> _Source | None:
+        """The source, if it is memory: the one thing here that the library looks at after a submit."""
+        return self._source if self._source.rep.kind == lib.SENDGATE_REP_MEMORY else None
+
 
 # ---- Sinks ----
 
@@ -744,10 +756,11 @@ class _Sink:
 
     __slots__ = ("_handle", "c", "tls")
 
-    def __init__(self, sock: Socket, timeout: int = 0, total_timeout: int = 0) -> None:
+    def __init__(self, sock: Socket, timeout: int = 0, total_timeout: int = 0, min_rate: int = 0) -> None:
         sink = _new(_SINK)
         sink.idle_timeout_ms = timeout
         sink.total_timeout_ms = total_timeout
+        sink.min_rate = _int(min_rate, 0, 2**64 - 1, "min_rate")
         self.tls: _TlsWriter | None = None
         if isinstance(sock, int):
             sink.fd = _int(sock, 0, 2**31 - 1, "a socket's descriptor")
@@ -930,6 +943,7 @@ def respond(
     head: HeadForm = HeadForm.HTTP1,
     timeout: float = 60.0,
     total_timeout: float | None = None,
+    min_rate: int = 0,
     now: int | None = None,
     seed: int = 0,
 ) -> Result:
@@ -955,7 +969,8 @@ def respond(
     memory instead of sendfile, for files that are rewritten in place. check: fstat before each step, FileChangedError
     if it changed.
     head: HeadForm.NONE sends the body only. timeout: seconds without progress; total_timeout: for all of the
-    response.
+    response. min_rate: bytes per second that the peer has to take in each period of timeout. Bytes in the socket's own
+    buffer have not been taken yet.
     now: the clock in seconds since 1970, for Date and validators; None reads it. seed: makes the boundary of a
     multipart answer; 0 is random. If ``decide`` makes the head and this the body, give both the same now and seed.
 
@@ -963,7 +978,7 @@ def respond(
     IOFailedError, OSError if a path can't be opened, ValueError and TypeError for wrong arguments. The ``connection``
     of each SendgateError tells whether another answer may still be sent. Signal handlers run after the call.
     """
-    sink = _Sink(sock, _milliseconds(timeout, "timeout"), _milliseconds(total_timeout, "total_timeout"))
+    sink = _Sink(sock, _milliseconds(timeout, "timeout"), _milliseconds(total_timeout, "total_timeout"), min_rate)
     exchange = _Exchange(
         request,
         file,

@@ -77,7 +77,15 @@ class PeerClosedError(SendgateError, ConnectionError):
 
 
 class ResponseTimeoutError(SendgateError, TimeoutError):
-    """No progress within ``timeout``, or not complete within ``total_timeout``: close the connection."""
+    """No progress within ``timeout``, slower than ``min_rate``, or not complete within ``total_timeout``: close the
+    connection.
+    """
+
+
+class TransferCancelledError(SendgateError):
+    """Ended by ``Sender.cancel``, ``stop`` or ``close``, or submitted to a sender that was stopped. ``connection``
+    tells whether something was sent.
+    """
 
 
 class BlockingSocketError(SendgateError, ValueError):
@@ -85,7 +93,13 @@ class BlockingSocketError(SendgateError, ValueError):
 
 
 class BusyError(SendgateError, RuntimeError):
-    """The transfer is in use by another thread, or by the call that this one was made from."""
+    """The transfer is in use by another thread, or by the call that this one was made from; or ``max_in_flight`` of a
+    ``Sender`` is reached: take, or answer 503.
+    """
+
+
+class ForkedError(SendgateError, RuntimeError):
+    """The sender was made before a fork, and this is the child, which has no thread of it: make a new one here."""
 
 
 class UnsupportedError(SendgateError, NotImplementedError):

@@ -7,12 +7,13 @@ import mmap
 import os
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, TypeAlias
 
     from ._core import File
+    from ._errors import SendgateError
 
 
 class Connection(enum.IntEnum):
@@ -106,6 +107,21 @@ class Result(NamedTuple):
     body_length: int
 
 
+class Completion(NamedTuple):
+    """How a response ended that was given to a ``Sender``."""
+
+    #: As ``submit`` returned it.
+    id: int
+    #: As given to ``submit``.
+    token: Any
+    #: What happened.
+    result: Result
+    #: None: it is complete. Otherwise what ``respond`` would have raised.
+    error: SendgateError | None
+    #: Seconds from ``submit`` to the end.
+    elapsed: float
+
+
 class HasFileno(Protocol):
     """Anything with a descriptor."""
 
@@ -124,3 +140,27 @@ Socket: TypeAlias = "int | HasFileno"
 FileArg: TypeAlias = "int | str | os.PathLike[str] | os.PathLike[bytes] | HasFileno | Buffer | mmap.mmap | File"
 #: True: the file's. False: none. Otherwise this one: seconds since 1970, or an aware datetime.
 LastModified: TypeAlias = "bool | int | float | datetime"
+
+
+class Arguments(TypedDict, total=False):
+    """What ``respond`` and ``Sender.submit`` take by keyword."""
+
+    headers: Headers
+    content_type: Text | None
+    status: int
+    etag: bool | str
+    last_modified: LastModified
+    offset: int | None
+    length: int | None
+    etag_inode: bool
+    etag_ctime: bool
+    max_ranges: int
+    close: bool
+    copy: bool
+    check: bool
+    head: HeadForm
+    timeout: float
+    total_timeout: float | None
+    min_rate: int
+    now: int | None
+    seed: int
