@@ -2,7 +2,7 @@
 # checkout changes, but for Debian packages that tests need, which `make test` installs where it may.
 
 .DEFAULT_GOAL := help
-.PHONY: help lib header serve test test-rust test-python test-examples lint bench bench-decide soak doc clean setup-system setup-python setup-dev
+.PHONY: help lib header serve test test-rust test-python test-examples lint bench bench-decide bench-run bench-slow bench-stall bench-peers soak doc clean setup-system setup-python setup-dev
 
 CARGO ?= cargo
 PYTHON_RUN = .venv/bin/python
@@ -48,8 +48,22 @@ header: ## make include/sendgate.h anew from src/ffi
 doc: ## the Rust documentation, in target/doc
 	$(CARGO) doc --no-deps --locked
 
-bench: examples bench-decide ## the C example against a floor, nginx and Go; needs root for its own network namespace
+bench: examples bench-peers bench-decide ## all benchmarks, 25 minutes; needs root for its own network namespace
 	python3 bench/run.py
+	python3 bench/slow.py
+	python3 bench/stall.py
+
+bench-run: examples ## the C example against a floor, nginx and Go: CPU time per request
+	python3 bench/run.py
+
+bench-slow: examples bench-peers ## ten thousand clients that ask and don't read: memory, CPU, what the others notice
+	python3 bench/slow.py
+
+bench-stall: bench-peers ## how long a hundred downloads hold up an asyncio event loop
+	python3 bench/stall.py
+
+bench-peers: setup-python
+	@sh bench/setup-peers.sh
 
 bench-decide: ## the micro-benchmark of decide plus head
 	$(CARGO) bench --locked --bench decide -- --quick

@@ -11,18 +11,9 @@
  * Content-Length (-1: not looked at), more or fewer bytes than BODY, a closed connection, a socket whose
  * congestion control is not CONGESTION.
  */
-#include <errno.h>
-#include <fcntl.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <strings.h>
+#include "client.h"
+
 #include <sys/epoll.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
 
 enum { HEAD_MAX = 2048, EVENTS = 64 };
 
@@ -39,12 +30,6 @@ static size_t request_len;
 static int want_status;
 static long long want_length, want_body;
 static long long started, finished, goal; /* requests */
-
-static void die(const char *what)
-{
-    fprintf(stderr, "load: %s%s%s\n", what, errno ? ": " : "", errno ? strerror(errno) : "");
-    exit(1);
-}
 
 static void wrong(const char *what, const struct conn *c)
 {
@@ -64,22 +49,6 @@ static void ask(struct conn *c)
         die("send");
 }
 
-static void check_head(struct conn *c, const char *end)
-{
-    if (strncmp(c->buf, "HTTP/1.1 ", 9) != 0 || atoi(c->buf + 9) != want_status)
-        wrong("another status", c);
-    if (want_length < 0)
-        return;
-    for (const char *p = c->buf; (p = strstr(p, "\r\n")) != NULL && p < end; p += 2) {
-        if (strncasecmp(p + 2, "Content-Length:", 15) == 0) {
-            if (atoll(p + 17) == want_length)
-                return;
-            break;
-        }
-    }
-    wrong("another Content-Length", c);
-}
-
 /* One receive. Returns 0 if nothing more is there. */
 static int receive(struct conn *c)
 {
@@ -97,7 +66,9 @@ static int receive(struct conn *c)
             c->buf[c->have] = 0;
             const char *end = strstr(c->buf, "\r\n\r\n");
             if (end != NULL) {
-                check_head(c, end);
+                const char *fault = head_fault(c->buf, end, want_status, want_length);
+                if (fault != NULL)
+                    wrong(fault, c);
                 c->in_body = 1;
                 c->body = (long long)c->have - (end + 4 - c->buf);
             } else if (c->have == HEAD_MAX) {
@@ -121,13 +92,6 @@ static int receive(struct conn *c)
     finished++;
     ask(c);
     return 0; /* the answer to that comes with the next event */
-}
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 
 static void run(int ep, struct conn *conns, int n_conns, long long requests)
@@ -162,41 +126,22 @@ int main(int argc, char **argv)
     want_status = atoi(argv[5]);
     want_length = atoll(argv[6]);
     want_body = atoll(argv[7]);
-    while (request_len < 4 || memcmp(request + request_len - 4, "\r\n\r\n", 4) != 0)
-        if (request_len == sizeof request || read(0, request + request_len++, 1) != 1)
-            die("no complete request on standard input");
+    request_len = read_request(request, sizeof request);
 
     struct conn *conns = calloc((size_t)n_conns, sizeof *conns);
     int ep = epoll_create1(EPOLL_CLOEXEC);
     if (conns == NULL || ep < 0)
         die("set-up");
-    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[1]))};
-    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     for (int i = 0; i < n_conns; i++) {
         struct conn *c = &conns[i];
-        int one = 1;
-        char cc[16] = "";
-        socklen_t cc_len = sizeof cc - 1;
-        c->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        /* Before connect: a socket that began with a pacing algorithm keeps pacing after a later change. */
-        if (c->fd < 0 || setsockopt(c->fd, IPPROTO_TCP, TCP_CONGESTION, argv[8], (socklen_t)strlen(argv[8])) < 0
-            || setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) < 0
-            || connect(c->fd, (struct sockaddr *)&to, sizeof to) < 0
-            || getsockopt(c->fd, IPPROTO_TCP, TCP_CONGESTION, cc, &cc_len) < 0)
-            die("connect");
-        if (strcmp(cc, argv[8]) != 0)
-            die("our end has another congestion control");
-        int flags = fcntl(c->fd, F_GETFL);
         struct epoll_event ev = {.events = EPOLLIN | EPOLLET, .data.ptr = c};
-        if (flags < 0 || fcntl(c->fd, F_SETFL, flags | O_NONBLOCK) < 0 || epoll_ctl(ep, EPOLL_CTL_ADD, c->fd, &ev) < 0)
+        c->fd = connect_to(atoi(argv[1]), argv[8], 0);
+        set_nonblocking(c->fd);
+        if (epoll_ctl(ep, EPOLL_CTL_ADD, c->fd, &ev) < 0)
             die("set-up");
     }
     run(ep, conns, n_conns, warmup);
-    printf("ready\n");
-    fflush(stdout);
-    char go;
-    if (read(0, &go, 1) != 1)
-        die("nobody said go");
+    ready_and_go();
     double begin = now();
     run(ep, conns, n_conns, requests);
     double end = now();

@@ -13,10 +13,10 @@ from servers import Server
 CONGESTION = "cubic"
 
 
-def enter_network() -> None:
+def enter_network() -> bool:
     """Move to a network of our own, where every loopback connection uses CONGESTION at both ends.
 
-    Nothing outside is changed. Where that isn't permitted, the system's own default must be CONGESTION;
+    Nothing outside is changed. Where that isn't permitted (False), the system's own default must be CONGESTION;
     `check_congestion` sees to it.
     """
     new_net, new_user = 0x40000000, 0x10000000
@@ -25,7 +25,7 @@ def enter_network() -> None:
     if libc.unshare(new_net) != 0:
         if libc.unshare(new_net | new_user) != 0:
             print(f"no network namespace of our own: {os.strerror(ctypes.get_errno())}", file=sys.stderr)
-            return
+            return False
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
         Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
@@ -36,6 +36,15 @@ def enter_network() -> None:
     subprocess.run(
         [ip, "route", "replace", "local", "127.0.0.1", "dev", "lo", "table", "local", "congctl", CONGESTION], check=True
     )
+    return True
+
+
+def set_network(name: str, value: str) -> None:
+    """Set one of the kernel's values for the network that we have entered, and see that it took it."""
+    path = Path("/proc/sys/net") / name
+    path.write_text(value)
+    if path.read_text().split() != value.split():
+        raise SystemExit(f"{path} is {path.read_text()!r}, not {value!r}")
 
 
 def check_congestion(server: Server) -> None:

@@ -10,12 +10,12 @@ import json
 import os
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from clients import Load, request_head
 from network import CONGESTION, check_congestion, enter_network
 from servers import (
     OUT,
@@ -59,12 +59,12 @@ class Case:
 
     def request(self, etag: str) -> bytes:
         """The request head, as a browser-like client would send it."""
-        lines = [f"{self.method} {self.path} HTTP/1.1", "Host: 127.0.0.1", "User-Agent: load", "Accept: */*"]
+        fields = []
         if self.range:
-            lines.append(f"Range: bytes={self.range}")
+            fields.append(f"Range: bytes={self.range}")
         if self.conditional:
-            lines.append(f"If-None-Match: {etag}")
-        return ("\r\n".join(lines) + "\r\n\r\n").encode()
+            fields.append(f"If-None-Match: {etag}")
+        return request_head(self.method, self.path, *fields)
 
 
 CASES = [
@@ -134,34 +134,25 @@ def measure(
 ) -> tuple[float, float]:
     """(CPU ns per request, requests per second) of one run."""
     requests = max(int(case.requests * scale), connections * 4)
-    load = subprocess.Popen(
-        [
-            str(OUT / "load"),
-            str(server.port),
-            str(connections),
-            str(requests // 5),
-            str(requests),
-            str(case.status),
-            str(case.length),
-            str(case.body),
-            CONGESTION,
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        preexec_fn=lambda: os.sched_setaffinity(0, {cpu}),
+    load = Load(
+        cpu,
+        request,
+        "load",
+        server.port,
+        connections,
+        requests // 5,
+        requests,
+        case.status,
+        case.length,
+        case.body,
+        CONGESTION,
+        what=f"{server.name}, {case.name}",
     )
-    load.stdin.write(request)
-    load.stdin.flush()
-    if load.stdout.readline() != b"ready\n":
-        raise SystemExit(f"{server.name}, {case.name}: the load generator gave up")
+    load.ready()
     before = server.cpu_ns()
-    load.stdin.write(b"\n")
-    load.stdin.close()
-    line = load.stdout.readline()
+    result = load.go()
     after = server.cpu_ns()
-    if load.wait() != 0 or not line:
-        raise SystemExit(f"{server.name}, {case.name}: the load generator gave up")
-    result = json.loads(line)
+    load.end()
     return (after - before) / result["requests"], result["requests"] / result["seconds"]
 
 

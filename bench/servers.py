@@ -18,6 +18,12 @@ class Unavailable(Exception):
     """A server that can't be measured here; the message says why."""
 
 
+def cpu_ns(pid: int) -> int:
+    """CPU time that a process has used so far, in nanoseconds. All its threads count, ended ones too."""
+    # The clock id that clock_getcpuclockid(3) makes of a process number on Linux.
+    return time.clock_gettime_ns((~pid << 3) | 2)
+
+
 @dataclasses.dataclass
 class Server:
     """A running server: its address, and the processes whose CPU time counts."""
@@ -28,9 +34,8 @@ class Server:
     pids: list[int]
 
     def cpu_ns(self) -> int:
-        """CPU time used so far by all threads, ended ones included, in nanoseconds."""
-        # The clock id that clock_getcpuclockid(3) makes of a process number on Linux.
-        return sum(time.clock_gettime_ns((~pid << 3) | 2) for pid in self.pids)
+        """CPU time used so far by all its processes, in nanoseconds."""
+        return sum(map(cpu_ns, self.pids))
 
     def stop(self) -> None:
         """End it, by force if it would first wait for its clients."""
@@ -51,9 +56,9 @@ def two_processors() -> tuple[int, int]:
 
 
 def build(source: str) -> Path:
-    """Compile bench/SOURCE.c if it is newer than its program."""
-    src, exe = ROOT / "bench" / f"{source}.c", OUT / source
-    if not exe.exists() or exe.stat().st_mtime < src.stat().st_mtime:
+    """Compile bench/SOURCE.c if it, or the header, is newer than its program."""
+    src, header, exe = ROOT / "bench" / f"{source}.c", ROOT / "bench" / "client.h", OUT / source
+    if not exe.exists() or exe.stat().st_mtime < max(src.stat().st_mtime, header.stat().st_mtime):
         subprocess.run([os.environ.get("CC", "cc"), *CFLAGS, str(src), "-o", str(exe)], check=True)
     return exe
 
@@ -62,6 +67,7 @@ def start(name: str, command: list[str], cpus: set[int], env: dict[str, str] | N
     """Start a server that prints "listening on ADDRESS:PORT" first."""
     process = subprocess.Popen(
         command,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, **(env or {})},
@@ -79,12 +85,13 @@ def start_floor(data: Path, work: Path, cpus: set[int]) -> Server:
     return start("floor", [str(build("floor")), "0", str(data)], cpus)
 
 
-def start_sendgate(data: Path, work: Path, cpus: set[int]) -> Server:
-    """The C example server on libsendgate, which `make examples` builds."""
+def start_sendgate(data: Path, work: Path, cpus: set[int], offload: bool = False) -> Server:
+    """The C example server on libsendgate, which `make examples` builds. offload: its files leave in the background."""
     exe = ROOT / "target" / "examples" / "fileserver"
     if not exe.exists():
         raise Unavailable(f"{exe.relative_to(ROOT)} is not built: run `make examples`")
-    return start("sendgate", [str(exe), "0", str(data)], cpus)
+    arguments = ["--offload"] if offload else []
+    return start("sendgate --offload" if offload else "sendgate", [str(exe), *arguments, "0", str(data)], cpus)
 
 
 def start_go(data: Path, work: Path, cpus: set[int]) -> Server:
@@ -99,6 +106,17 @@ def start_go(data: Path, work: Path, cpus: set[int]) -> Server:
         env={**os.environ, "GOFLAGS": "-mod=mod", "GOPROXY": "off", "GOTOOLCHAIN": "local"},
     )
     return start("Go FileServer", [str(exe), "0", str(data)], cpus, {"GOMAXPROCS": "1"})
+
+
+def start_python(kind: str, loop: str, data: Path, work: Path, cpus: set[int]) -> Server:
+    """pyserver.py, in the venv that setup-peers.sh makes."""
+    needs = {"sendgate": ["sendgate"], "aiohttp": ["aiohttp"], "starlette": ["starlette", "uvicorn", "httptools"]}
+    python = OUT / "venv" / "bin" / "python"
+    for package in needs.get(kind, []) + (["uvloop"] if loop == "uvloop" else []):
+        if not (OUT / "venv" / f".{package}").exists():
+            raise Unavailable(f"{package} is not installed: run `make bench-peers`")
+    module = Path(__file__).with_name("pyserver.py")
+    return start(f"{kind}, {loop}", [str(python), str(module), kind, loop, str(data)], cpus)
 
 
 def start_nginx(data: Path, work: Path, cpus: set[int], cache: bool = False, connections: int = 1024) -> Server:
