@@ -97,6 +97,26 @@ fn compiler() -> String {
     std::env::var("CC").unwrap_or_else(|_| "cc".to_owned())
 }
 
+/// What a program is linked with beside the library.
+fn link_flags(program: &str) -> &'static [&'static str] {
+    match program {
+        // It takes the place of libc functions, for the shared library too.
+        "sender_faults" => &["-rdynamic", "-ldl"],
+        "tls" => &["-lssl", "-lcrypto"],
+        _ => &[],
+    }
+}
+
+/// Why a program can't be built here.
+fn lacks(program: &str) -> Option<&'static str> {
+    let openssl = || {
+        let mut cc = Command::new(compiler());
+        cc.args(["-E", "-x", "c", "-"]);
+        run(&mut cc, b"#include <openssl/ssl.h>\n").status.success()
+    };
+    (program == "tls" && !openssl()).then_some("OpenSSL's headers are not installed (Debian: libssl-dev)")
+}
+
 fn build(program: &str, mode: Mode, dir: &Path) -> PathBuf {
     let sources = root().join("tests/c");
     let binary = dir.join(program);
@@ -118,6 +138,7 @@ fn build(program: &str, mode: Mode, dir: &Path) -> PathBuf {
     if mode == Mode::Sanitized {
         cc.args(["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]);
     }
+    cc.args(link_flags(program));
     succeed(&mut cc, b"");
     if mode == Mode::Sanitized {
         let symbols = succeed(Command::new("nm").arg(&binary), b"");
@@ -136,6 +157,10 @@ fn build(program: &str, mode: Mode, dir: &Path) -> PathBuf {
 fn program(name: &str, mode: Mode, input: &[u8]) -> Option<String> {
     if mode == Mode::Valgrind && !available("valgrind") {
         skip(&format!("{name} under Valgrind: valgrind is not installed"));
+        return None;
+    }
+    if let Some(reason) = lacks(name) {
+        skip(&format!("{name}: {reason}"));
         return None;
     }
     let dir = TempDir::new(&format!("{name}-{mode:?}"));
@@ -177,7 +202,7 @@ macro_rules! programs {
     })* };
 }
 
-programs!(header respond transfer split structs head simple open);
+programs!(header respond transfer split structs head simple open sender_faults);
 
 /// The header by itself is clean in every C and C++ that it is for, with each compiler that is installed.
 #[test]
