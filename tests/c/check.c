@@ -151,6 +151,30 @@ int file_make(const char *name, size_t len)
     return fd;
 }
 
+int file_new(const char *name, size_t len)
+{
+    MUST(unlink(name) == 0 || errno == ENOENT);
+    return file_make(name, len);
+}
+
+void file_fill(const char *name, char byte, size_t len)
+{
+    FILE *file = fopen(name, "wb");
+    char buf[4096];
+    memset(buf, byte, sizeof buf);
+    MUST(file != NULL);
+    for (size_t done = 0; done < len; done += sizeof buf)
+        MUST(fwrite(buf, sizeof buf, 1, file) == 1);
+    MUST(fclose(file) == 0);
+}
+
+int file_sparse(const char *name, off_t len)
+{
+    int file = open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    MUST(file >= 0 && ftruncate(file, len) == 0);
+    return file;
+}
+
 int open_fds(void)
 {
     DIR *dir = opendir("/proc/self/fd");
@@ -203,7 +227,9 @@ void make_pair(enum kind kind, int nonblocking, int sockets[2])
 static void *peer_main(void *arg)
 {
     struct peer *peer = arg;
+    int64_t start = now_ms(), last = start;
     for (;;) {
+        size_t most = peer->chunk != 0 ? peer->chunk : 65536;
         if (peer->stop_at != 0 && peer->len >= peer->stop_at) {
             struct linger linger = {1, 0};
             if (peer->reset)
@@ -220,7 +246,22 @@ static void *peer_main(void *arg)
         }
         if (peer->pause_ms != 0)
             usleep(peer->pause_ms * 1000);
-        ssize_t n = read(peer->fd, peer->data + peer->len, peer->chunk != 0 ? peer->chunk : 65536);
+        size_t rate = __atomic_load_n(&peer->rate, __ATOMIC_RELAXED);
+        if (rate != 0) {
+            /* By the clock: a nap that was too long is made up for. */
+            size_t due = rate * (size_t)(now_ms() - start) / 1000;
+            if (due <= peer->len) {
+                usleep(2000);
+                continue;
+            }
+            if (due - peer->len < most)
+                most = due - peer->len;
+        }
+        int64_t now = now_ms();
+        if (now - last > peer->longest_ms)
+            peer->longest_ms = now - last;
+        ssize_t n = read(peer->fd, peer->data + peer->len, most);
+        last = now_ms();
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)
@@ -246,6 +287,13 @@ void peer_start(struct peer *peer)
 void peer_join(struct peer *peer)
 {
     MUST(pthread_join(peer->thread, NULL) == 0);
+}
+
+void peer_abandon(struct peer *peer)
+{
+    MUST(pthread_cancel(peer->thread) == 0);
+    peer_join(peer);
+    close(peer->fd);
 }
 
 void peer_free(struct peer *peer)
@@ -458,4 +506,126 @@ void check_completion(const sendgate_completion *completion, sendgate_status sta
         CHECK_INT(completion->sys_errno, 0);
     if (status == SENDGATE_OK)
         CHECK_INT(completion->body_sent, completion->body_length);
+}
+
+void flight_open(struct flight *flight, enum kind kind, int nonblocking)
+{
+    int sockets[2];
+    memset(flight, 0, sizeof *flight);
+    make_pair(kind, nonblocking, sockets);
+    flight->sock = sockets[0];
+    peer_init(&flight->peer, sockets[1]);
+}
+
+void flight_read(struct flight *flight)
+{
+    peer_start(&flight->peer);
+    flight->reading = 1;
+}
+
+void flight_submit(struct flight *flight, sendgate_sender *sender)
+{
+    sendgate_result *result = &flight->ask.result;
+    CHECK_STATUS(sendgate_sender_submit(sender, &flight->ask.exchange, &flight->ask.sink, flight, &flight->id, result),
+                 SENDGATE_PENDING);
+    CHECK_STATUS(result->status, SENDGATE_PENDING);
+    CHECK_INT(result->head_sent + result->body_sent, 0);
+    CHECK(flight->id != 0);
+}
+
+void flight_send(struct flight *flight, sendgate_sender *sender, int file)
+{
+    ask_file(&flight->ask, file, flight->sock);
+    flight_submit(flight, sender);
+    close(file);
+}
+
+void flight_hang_up(struct flight *flight)
+{
+    if (flight->sock >= 0)
+        close(flight->sock);
+    flight->sock = -1;
+}
+
+void flight_join(struct flight *flight)
+{
+    flight_hang_up(flight);
+    if (!flight->reading)
+        flight_read(flight);
+    peer_join(&flight->peer);
+    flight->reading = 0;
+}
+
+void flight_free(struct flight *flight)
+{
+    peer_free(&flight->peer);
+}
+
+struct flight *flight_collect(sendgate_sender *sender, size_t n)
+{
+    struct flight *flight = NULL;
+    for (; n > 0; n--) {
+        sendgate_completion completion;
+        sender_next(sender, &completion);
+        flight = completion.token;
+        CHECK_INT(completion.id, flight->id);
+        CHECK_INT(flight->reported++, 0);
+        flight->done = completion;
+    }
+    return flight;
+}
+
+void flight_check(const struct flight *flight, uint64_t from)
+{
+    struct answer answer;
+    CHECK_INT(flight->peer.len, flight->done.head_sent + flight->done.body_sent);
+    answer_of(&answer, flight->peer.data, flight->peer.len);
+    if (flight->done.body_sent > 0) {
+        CHECK_INT(answer.head_len, flight->done.head_sent);
+        CHECK(is_pattern(answer.body, answer.body_len, from));
+    }
+}
+
+void flight_check_whole(struct flight *flight, size_t len)
+{
+    struct answer answer;
+    check_completion(&flight->done, SENDGATE_OK, 200, SENDGATE_CONN_REUSABLE);
+    flight_join(flight);
+    flight_check(flight, 0);
+    answer_of(&answer, flight->peer.data, flight->peer.len);
+    CHECK_INT(answer.status, 200);
+    CHECK_INT(answer_number(&answer, "Content-Length"), len);
+    CHECK_INT(answer.body_len, len);
+    flight_free(flight);
+}
+
+int socket_is_full(int sock)
+{
+    struct pollfd look = {sock, POLLOUT, 0};
+    return poll(&look, 1, 0) == 0;
+}
+
+void check_sender_works(sendgate_sender *sender)
+{
+    struct flight flight;
+    flight_open(&flight, UNIX_PAIR, 1);
+    flight_send(&flight, sender, file_new("works", 20000));
+    flight_collect(sender, 1);
+    flight_check_whole(&flight, 20000);
+}
+
+void flight_check_refused(struct flight *flight, sendgate_sender *sender, sendgate_status status, int sys_errno)
+{
+    char byte;
+    int before = open_fds();
+    uint64_t id = 42;
+    sendgate_result *result = &flight->ask.result;
+    CHECK_STATUS(sendgate_sender_submit(sender, &flight->ask.exchange, &flight->ask.sink, flight, &id, result), status);
+    CHECK_STATUS(result->status, status);
+    CHECK_INT(result->sys_errno, sys_errno);
+    CHECK_INT(result->connection, SENDGATE_CONN_UNTOUCHED);
+    CHECK_INT(result->head_sent + result->body_sent, 0);
+    CHECK_INT(id, 42);
+    CHECK_INT(peer_take(flight->peer.fd, &byte, 1), 0);
+    CHECK_INT(open_fds(), before);
 }

@@ -10,6 +10,8 @@
 #include <sendgate.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
+#include <unistd.h>
 
 /* A check that fails is printed and counted, and the program goes on. */
 #define CHECK(condition) check_true((condition) ? 1 : 0, #condition, __FILE__, __LINE__)
@@ -17,6 +19,16 @@
 #define CHECK_STATUS(got, want) check_status(got, want, #got, __FILE__, __LINE__)
 /* What the test itself needs: without it there is nothing to check, so the program ends. */
 #define MUST(condition) must((condition) ? 1 : 0, #condition, __FILE__, __LINE__)
+
+/* Waits for what only looking can tell. */
+#define UNTIL(condition)                                                                                               \
+    do {                                                                                                               \
+        int64_t until_ = now_ms() + 60000;                                                                             \
+        while (!(condition)) {                                                                                         \
+            MUST(now_ms() < until_);                                                                                   \
+            usleep(500);                                                                                               \
+        }                                                                                                              \
+    } while (0)
 
 int check_true(int ok, const char *what, const char *file, int line);
 int check_int(long long got, long long want, const char *what, const char *file, int line);
@@ -41,6 +53,12 @@ void pattern_fill(void *bytes, size_t len);
 /* Make or replace the file `name` with `len` bytes of the pattern, last changed in 2020 (old enough
  * for a strong entity tag), and open it for reading. */
 int file_make(const char *name, size_t len);
+/* The same as a new file in place of the one of that name, which others may still be reading. */
+int file_new(const char *name, size_t len);
+/* Make or replace the file `name` with `len` bytes like this one, or as many more as make it whole pages. */
+void file_fill(const char *name, char byte, size_t len);
+/* Make or replace a file of zeros that takes no room, open for reading and writing. */
+int file_sparse(const char *name, off_t len);
 /* How many descriptors this process has open. */
 int open_fds(void);
 /* Milliseconds of the monotonic clock. */
@@ -50,6 +68,8 @@ enum kind { UNIX_PAIR, TCP_PAIR };
 /* Two connected stream sockets: ours first, the peer's second. */
 void make_pair(enum kind kind, int nonblocking, int sockets[2]);
 const char *kind_name(enum kind kind);
+/* Nothing can be written to it now. Another descriptor of the same socket will do. */
+int socket_is_full(int sock);
 
 /* A peer that reads, in a thread of its own, until the connection ends. */
 struct peer {
@@ -63,6 +83,8 @@ struct peer {
     int64_t truncate_to;
     unsigned pause_ms; /* before each read, of at most 64 KiB */
     size_t chunk; /* read at most that much at once, instead of 64 KiB */
+    size_t rate; /* read at most that many bytes a second, evenly; 0: as many as there are */
+    int64_t longest_ms; /* between two reads: how evenly it was */
     int reset; /* with stop_at: close with a reset */
 };
 /* Zeroed, but for the fd, which the peer will close. */
@@ -70,6 +92,8 @@ void peer_init(struct peer *peer, int fd);
 void peer_start(struct peer *peer);
 /* Waits for the end of the connection. */
 void peer_join(struct peer *peer);
+/* Ends the peer where it is. */
+void peer_abandon(struct peer *peer);
 void peer_free(struct peer *peer);
 /* Read what is there now without waiting: how many bytes; -1 at the end of the connection. */
 long peer_take(int fd, char *buf, size_t cap);
@@ -116,6 +140,40 @@ void check_sender_empty(sendgate_sender *sender);
 /* The completion is for this status and outcome, and agrees with itself. */
 void check_completion(const sendgate_completion *completion, sendgate_status status, uint32_t http_status,
                       uint32_t connection);
+
+/* One response in the background: our end of a connection, the peer, and what was asked for. */
+struct flight {
+    int sock; /* ours; -1: closed */
+    struct peer peer;
+    int reading; /* the peer's thread runs */
+    struct ask ask;
+    uint64_t id;
+    int reported;
+    sendgate_completion done;
+};
+/* Makes the connection. The peer does not read yet. */
+void flight_open(struct flight *flight, enum kind kind, int nonblocking);
+/* The peer reads from now on. */
+void flight_read(struct flight *flight);
+/* What was asked for goes to the sender's thread. */
+void flight_submit(struct flight *flight, sendgate_sender *sender);
+/* The same with a GET for the open file, which is closed at once. */
+void flight_send(struct flight *flight, sendgate_sender *sender, int file);
+/* Takes that many completions, and gives each to its flight, once. Returns the last. */
+struct flight *flight_collect(sendgate_sender *sender, size_t n);
+/* Closes our end. */
+void flight_hang_up(struct flight *flight);
+/* Closes our end, and waits until the peer has read to the end of the connection. */
+void flight_join(struct flight *flight);
+/* The peer got just what was counted: a head, and the beginning of the pattern from `from` on. */
+void flight_check(const struct flight *flight, uint64_t from);
+/* The peer got a 200 with all of a file of `len` bytes. Joins and frees. */
+void flight_check_whole(struct flight *flight, size_t len);
+/* Submitting is refused like this: nothing is sent, written or opened. */
+void flight_check_refused(struct flight *flight, sendgate_sender *sender, sendgate_status status, int sys_errno);
+void flight_free(struct flight *flight);
+/* A response through this sender, from its beginning to its end: it still works. */
+void check_sender_works(sendgate_sender *sender);
 
 /* The result is for this status and outcome, and agrees with itself. */
 void check_result(const sendgate_result *result, sendgate_status status, uint32_t http_status, uint32_t connection);
