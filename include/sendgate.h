@@ -180,8 +180,9 @@ extern "C" {
 /**
  * For sendgate_sender_submit: send what can be sent at once in the calling thread, without waiting
  * for the socket or the disk: answers up to 64 KiB from memory or the page cache, to a socket
- * with O_NONBLOCK (or up to 16 KiB to any). What is left goes to the background. Not for a write
- * function.
+ * with O_NONBLOCK (or up to 16 KiB to any). What is left goes to the background. Where the file
+ * system can't tell what is in the page cache (overlayfs, network file systems), up to 16 KiB are
+ * read, from wherever they are. Not for a write function.
  */
 #define SENDGATE_SINK_TRY_NOW 2
 
@@ -212,12 +213,15 @@ extern "C" {
  *
  * Threads may share it: submit, take and cancel may be called by any of them at the same time, and
  * what one thread has submitted another may take. Make it after fork(2): in a child of the process
- * that made it every call is SENDGATE_ERR_FORKED, and _free only lets go of it.
+ * that made it every call is SENDGATE_ERR_FORKED, and _free does nothing. Such a child has the
+ * descriptors of all that was in flight, until it calls exec or ends, and keeps these connections
+ * open; shutdown(2) ends them all the same.
  *
  * A response sends at most turn_bytes before the others have their turn, and a new one does not
  * queue up behind those that are under way. What is not in the page cache is read ahead while
- * others are served, and then sent 128 KiB at a time, so that a slow disk holds them up no longer
- * than that.
+ * others are served; only if that takes longer than 64 ms, or the file system can't tell, the thread
+ * itself reads, one piece of at most 128 KiB before the others have their turn. (Memory that is a
+ * mapping of a file is not looked at in this way.)
  */
 typedef struct sendgate_sender sendgate_sender;
 
@@ -508,7 +512,9 @@ typedef sendgate_status (*sendgate_write_fn)(void *user,
  *
  * Times and rates count bytes as the peer takes them: those that wait in the socket's own buffer
  * are not progress, and a slow client that takes some of them has not stalled. They hold for
- * sendgate_respond and sendgate_sender_submit; a caller that steps keeps its own.
+ * sendgate_respond and sendgate_sender_submit; a caller that steps keeps its own. What a peer takes
+ * is seen in pieces of up to 64 KiB (UNIX sockets, loopback) or of a segment: idle_timeout_ms has
+ * to be long enough for some of them, and so has min_rate times idle_timeout_ms to be large enough.
  */
 typedef struct sendgate_sink {
     /**
@@ -980,6 +986,11 @@ int32_t sendgate_sender_fd(const struct sendgate_sender *sender);
  * be closed, and their numbers come to mean something else, at once. rep->memory and what write
  * uses stay yours to keep until it is reported; nothing else does. A blocking socket has O_NONBLOCK
  * until then.
+ *
+ * If you close yours before that, the sender's is the last, with what close(2) then does: with
+ * unread input it resets the connection, and with SO_LINGER and a time it waits, and all others
+ * with it. And closing any descriptor of a file ends all locks of fcntl(2), F_SETLK, that the
+ * process has on it: lock what you send with flock(2), or not at all.
  *
  * SENDGATE_OK, only with SENDGATE_SINK_TRY_NOW: it is complete, and out tells how. It will not be
  * reported.

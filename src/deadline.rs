@@ -50,6 +50,11 @@ impl Deadline {
         self.end.is_some_and(|end| now >= end)
     }
 
+    /// When that time is over.
+    pub(crate) fn end(&self) -> Option<Instant> {
+        self.end
+    }
+
     /// `sent` bytes were sent, and the socket takes no more now: until when to wait before asking again. None: too
     /// long already. `queued` tells how many bytes the kernel holds that the peer has not taken: a slow
     /// client with a large socket buffer makes progress for minutes before the socket takes more.
@@ -67,8 +72,9 @@ impl Deadline {
                 if before.is_none_or(|before| sent > before.sent || taken > before.taken) {
                     self.progress = now;
                 }
-                if before.is_none() {
-                    self.period.1 = taken.min(0);
+                if before.is_none_or(|before| taken >= i64::try_from(before.sent).unwrap_or(i64::MAX)) {
+                    // It had nothing left to take: the delay was ours, and begins no period of its own.
+                    self.period = (now, taken);
                 }
                 *self.look.insert(Look { at: now, sent, taken })
             }
@@ -78,8 +84,8 @@ impl Deadline {
         }
         let mut until = (look.at + idle / LOOKS).min(self.progress + idle);
         if min_rate > 0 {
-            if period_is_over {
-                let period = now - self.period.0;
+            let period = now - self.period.0;
+            if period >= idle {
                 if i128::from(look.taken - self.period.1) * 1000 < i128::from(min_rate) * period.as_millis() as i128 {
                     return None;
                 }
@@ -162,6 +168,18 @@ mod tests {
         let zero = Instant::now();
         assert!(!Deadline::new(limits, zero).is_over(zero + ms(3332)));
         assert!(Deadline::new(limits, zero).is_over(zero + ms(3333)));
+    }
+
+    #[test]
+    fn a_peer_that_has_taken_all_is_not_blamed_for_a_pause_of_ours() {
+        let zero = Instant::now();
+        let mut deadline = Deadline::new(Limits { min_rate: 1000, ..LIMITS }, zero);
+        // Ten seconds before the first byte, and then ten seconds each between pieces that are taken at once.
+        for pause in 1..5 {
+            let now = zero + ms(pause * 10_000);
+            assert!(deadline.wait(now, pause * 500, || 400).is_some(), "{pause}");
+            assert!(deadline.wait(now + ms(2), pause * 500, || 0).is_some(), "{pause}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::io::file::{self, Body};
 use crate::io::nonblocking::Nonblocking;
 use crate::io::socket::{Socket, queued};
 use crate::io::{Interest, Io, errno, syscall};
+use crate::memory::OutOfMemory;
 use crate::transfer::{Failure, Refusal, Step, Transfer};
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
@@ -38,6 +39,12 @@ impl From<Refusal> for Cut {
 impl From<Failure> for Cut {
     fn from(failure: Failure) -> Self {
         Self::Failure(failure)
+    }
+}
+
+impl From<OutOfMemory> for Cut {
+    fn from(_: OutOfMemory) -> Self {
+        Self::Refusal(Refusal::OutOfMemory)
     }
 }
 

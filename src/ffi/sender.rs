@@ -9,7 +9,7 @@ use super::structs::{read_struct, slice_mut, write_optional, zeroed};
 use super::types::*;
 use super::{Error, guard};
 use crate::memory::try_box;
-use crate::sender::{Completion, End, Options, Refused, Sender, Submitted};
+use crate::sender::{Completion, End, Options, Ready, Refused, Sender, Submitted};
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::time::Duration;
@@ -19,12 +19,15 @@ use std::time::Duration;
 ///
 /// Threads may share it: submit, take and cancel may be called by any of them at the same time, and
 /// what one thread has submitted another may take. Make it after fork(2): in a child of the process
-/// that made it every call is SENDGATE_ERR_FORKED, and _free only lets go of it.
+/// that made it every call is SENDGATE_ERR_FORKED, and _free does nothing. Such a child has the
+/// descriptors of all that was in flight, until it calls exec or ends, and keeps these connections
+/// open; shutdown(2) ends them all the same.
 ///
 /// A response sends at most turn_bytes before the others have their turn, and a new one does not
 /// queue up behind those that are under way. What is not in the page cache is read ahead while
-/// others are served, and then sent 128 KiB at a time, so that a slow disk holds them up no longer
-/// than that.
+/// others are served; only if that takes longer than 64 ms, or the file system can't tell, the thread
+/// itself reads, one piece of at most 128 KiB before the others have their turn. (Memory that is a
+/// mapping of a file is not looked at in this way.)
 #[derive(Debug)]
 pub struct sendgate_sender {
     inner: Sender<Callback>,
@@ -91,28 +94,18 @@ pub unsafe extern "C" fn sendgate_sender_new(
 }
 
 fn make(options: &sendgate_sender_options) -> Result<sendgate_sender, Error> {
-    /// The caller's argument, on its way to the sender's thread.
-    struct User(*mut c_void);
-    // SAFETY: the header says that on_ready is called with it on the sender's thread.
-    unsafe impl Send for User {}
-    impl User {
-        fn get(&self) -> *mut c_void {
-            self.0
-        }
-    }
-    let user = User(options.user);
-    let on_ready = options.on_ready.map(|function| {
-        // SAFETY: the header asks for a function that may be called with `user` until the sender is freed.
-        Box::new(move || unsafe { function(user.get()) }) as Box<dyn Fn() + Send>
-    });
     let or = |value: u32, default| if value == 0 { default } else { value };
     let options = Options {
         max_in_flight: or(options.max_in_flight, 1024) as usize,
         turn: u64::from(or(options.turn_bytes, 512 << 10).max(16 << 10)),
-        on_ready,
+        // The header asks for a function that may be called on the sender's thread until it is freed.
+        on_ready: options.on_ready.map(|function| Ready { function, user: options.user }),
     };
     Ok(sendgate_sender { inner: Sender::new(options)? })
 }
+
+const fn is_shared_by_threads<T: Send + Sync>() {}
+const _: () = is_shared_by_threads::<sendgate_sender>();
 
 /// Readable while sendgate_sender_take has something: wait for it with poll(2), select(2) or
 /// epoll(7). Don't read it and don't close it. Edge-triggered, it tells again only after take has
@@ -132,6 +125,11 @@ pub unsafe extern "C" fn sendgate_sender_fd(sender: *const sendgate_sender) -> i
 /// be closed, and their numbers come to mean something else, at once. rep->memory and what write
 /// uses stay yours to keep until it is reported; nothing else does. A blocking socket has O_NONBLOCK
 /// until then.
+///
+/// If you close yours before that, the sender's is the last, with what close(2) then does: with
+/// unread input it resets the connection, and with SO_LINGER and a time it waits, and all others
+/// with it. And closing any descriptor of a file ends all locks of fcntl(2), F_SETLK, that the
+/// process has on it: lock what you send with flock(2), or not at all.
 ///
 /// SENDGATE_OK, only with SENDGATE_SINK_TRY_NOW: it is complete, and out tells how. It will not be
 /// reported.

@@ -263,15 +263,18 @@ pub type sendgate_write_fn = Option<
 pub const SENDGATE_SINK_SIGPIPE_IGNORED: u32 = 0x1;
 /// For sendgate_sender_submit: send what can be sent at once in the calling thread, without waiting
 /// for the socket or the disk: answers up to 64 KiB from memory or the page cache, to a socket
-/// with O_NONBLOCK (or up to 16 KiB to any). What is left goes to the background. Not for a write
-/// function.
+/// with O_NONBLOCK (or up to 16 KiB to any). What is left goes to the background. Where the file
+/// system can't tell what is in the page cache (overlayfs, network file systems), up to 16 KiB are
+/// read, from wherever they are. Not for a write function.
 pub const SENDGATE_SINK_TRY_NOW: u32 = 0x2;
 
 /// Where the bytes go, and how long that may take.
 ///
 /// Times and rates count bytes as the peer takes them: those that wait in the socket's own buffer
 /// are not progress, and a slow client that takes some of them has not stalled. They hold for
-/// sendgate_respond and sendgate_sender_submit; a caller that steps keeps its own.
+/// sendgate_respond and sendgate_sender_submit; a caller that steps keeps its own. What a peer takes
+/// is seen in pieces of up to 64 KiB (UNIX sockets, loopback) or of a segment: idle_timeout_ms has
+/// to be long enough for some of them, and so has min_rate times idle_timeout_ms to be large enough.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct sendgate_sink {

@@ -160,15 +160,30 @@ pub(crate) fn read_ahead(fd: RawFd, offset: u64, length: u64) -> Cached {
     let (Ok(start), Ok(last)) = (libc::off_t::try_from(offset), libc::off_t::try_from(end)) else {
         return Cached::Unknown;
     };
+    // Within the smallest page that there is, one byte is as good as all.
     let cached = match byte_is_cached(fd, start) {
-        Cached::Yes => byte_is_cached(fd, last),
-        other => other,
+        Cached::Yes if start / 4096 != last / 4096 => byte_is_cached(fd, last),
+        cached => cached,
     };
     if cached == Cached::No {
-        // SAFETY: no pointer is passed. An error means that it will be slower.
-        unsafe { libc::posix_fadvise(fd, start, last - start + 1, libc::POSIX_FADV_WILLNEED) };
+        will_need(fd, start, last - start + 1);
     }
     cached
+}
+
+/// Asks the kernel to read `length` bytes from `offset` on, unless the last of them is there already.
+pub(crate) fn prefetch(fd: RawFd, offset: u64, length: u64) {
+    let end = offset.saturating_add(length.saturating_sub(1));
+    if let (Ok(start), Ok(last)) = (libc::off_t::try_from(offset), libc::off_t::try_from(end))
+        && byte_is_cached(fd, last) == Cached::No
+    {
+        will_need(fd, start, last - start + 1);
+    }
+}
+
+fn will_need(fd: RawFd, offset: libc::off_t, length: libc::off_t) {
+    // SAFETY: no pointer is passed. An error means that it will be slower.
+    unsafe { libc::posix_fadvise(fd, offset, length, libc::POSIX_FADV_WILLNEED) };
 }
 
 /// preadv2(2) of one byte with RWF_NOWAIT.

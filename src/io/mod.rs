@@ -90,7 +90,8 @@ pub(crate) fn errno(error: &io::Error) -> i32 {
 
 /// A descriptor of our own for what `fd` stands for, whatever that number means later.
 pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
-    let number = syscall!(fcntl(fd, libc::F_DUPFD_CLOEXEC, 0))?;
+    // Not 0 to 2, which a daemon may have closed: whatever is printed to stderr would go to a client.
+    let number = syscall!(fcntl(fd, libc::F_DUPFD_CLOEXEC, 3))?;
     let number = RawFd::try_from(number).map_err(|_| io::Error::from_raw_os_error(libc::EMFILE))?;
     // SAFETY: the call has just made it, for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })

@@ -9,7 +9,7 @@ use std::os::fd::RawFd;
 /// O_NONBLOCK belongs to the open file description, so other descriptors of the same socket see it too.
 #[derive(Debug)]
 pub(crate) struct Nonblocking {
-    restore: Option<(RawFd, i32)>,
+    restore: Option<RawFd>,
 }
 
 impl Nonblocking {
@@ -19,15 +19,18 @@ impl Nonblocking {
             return Ok(Self { restore: None });
         }
         super::syscall!(fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK))?;
-        Ok(Self { restore: Some((fd, flags)) })
+        Ok(Self { restore: Some(fd) })
     }
 }
 
 impl Drop for Nonblocking {
     fn drop(&mut self) {
-        if let Some((fd, flags)) = self.restore {
-            // Can't fail for a descriptor on which it has just succeeded.
-            let _ = super::syscall!(fcntl(fd, libc::F_SETFL, flags));
+        // What else the host has changed in the meantime (O_ASYNC) stays. Neither call can fail for a descriptor
+        // on which it has just succeeded.
+        if let Some(fd) = self.restore
+            && let Ok(flags) = super::status_flags(fd)
+        {
+            let _ = super::syscall!(fcntl(fd, libc::F_SETFL, flags & !libc::O_NONBLOCK));
         }
     }
 }

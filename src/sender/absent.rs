@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// There is none.
 #[derive(Debug)]
-pub(crate) struct Sender<W>(std::convert::Infallible, PhantomData<W>);
+pub(crate) struct Sender<W>(std::convert::Infallible, PhantomData<fn() -> W>);
 
 #[allow(clippy::unused_self)] // The same functions as those of the real one.
 impl<W> Sender<W> {

@@ -5,7 +5,7 @@ use super::Refused;
 use crate::io::{check, duplicate, syscall};
 use crate::memory::{OutOfMemory, try_grow};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 /// The files in use.
 #[derive(Debug, Default)]
@@ -15,9 +15,8 @@ pub(super) struct Files(Mutex<Table>);
 struct Table {
     entries: Vec<Option<Entry>>,
     free: Vec<u32>,
-    /// Where the file is that a caller's descriptor was last, by the end of its number. A hint: looked at, and
-    /// not believed.
-    hints: [u32; 32],
+    /// Where the file is that a caller's descriptor was last, by its number. A hint: looked at, and not believed.
+    hints: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -29,25 +28,23 @@ struct Entry {
 /// A file in use, until this is dropped.
 #[derive(Debug)]
 pub(super) struct File {
-    files: Arc<Files>,
+    files: &'static Files,
     index: u32,
     fd: RawFd,
 }
 
 impl Files {
     /// A descriptor of the open file that the caller's `fd` stands for now, whatever that number means later.
-    pub(super) fn open(files: &Arc<Self>, fd: RawFd) -> Result<File, Refused> {
-        let mut table = files.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (index, own) = table.open(fd)?;
-        drop(table);
-        Ok(File { files: Arc::clone(files), index, fd: own })
+    pub(super) fn open(&'static self, fd: RawFd) -> Result<File, Refused> {
+        let (index, own) = self.0.lock().unwrap_or_else(PoisonError::into_inner).open(fd)?;
+        Ok(File { files: self, index, fd: own })
     }
 }
 
 impl Table {
     fn open(&mut self, fd: RawFd) -> Result<(u32, RawFd), Refused> {
-        let hint = fd as usize % self.hints.len();
-        let index = self.hints[hint];
+        let number = usize::try_from(fd).map_err(|_| Refused::System(libc::EBADF))?;
+        let index = self.hints.get(number).copied().unwrap_or_default();
         if let Some(Some(entry)) = self.entries.get_mut(index as usize)
             && let Some(uses) = entry.uses.checked_add(1)
             && is_same_open_file(entry.fd.as_raw_fd(), fd)
@@ -56,12 +53,16 @@ impl Table {
             return Ok((index, entry.fd.as_raw_fd()));
         }
         let index = self.free_index()?;
+        if self.hints.len() <= number {
+            try_grow(&mut self.hints, number + 1)?;
+            self.hints.resize(number + 1, 0);
+        }
         let own = duplicate(fd)?;
-        let number = own.as_raw_fd();
+        let fd = own.as_raw_fd();
         self.entries[index as usize] = Some(Entry { fd: own, uses: 1 });
         self.free.pop();
-        self.hints[hint] = index;
-        Ok((index, number))
+        self.hints[number] = index;
+        Ok((index, fd))
     }
 
     /// The last of `free`, still in it.
@@ -129,26 +130,26 @@ mod tests {
 
     #[test]
     fn one_descriptor_for_one_open_file() {
-        let files = Arc::new(Files::default());
+        let files: &'static Files = Box::leak(Box::default());
         let open = || std::fs::File::open("/proc/self/exe").unwrap();
         let (first, second) = (open(), open());
-        let a = Files::open(&files, first.as_raw_fd()).unwrap();
-        let b = Files::open(&files, first.as_raw_fd()).unwrap();
-        let c = Files::open(&files, second.as_raw_fd()).unwrap();
+        let a = files.open(first.as_raw_fd()).unwrap();
+        let b = files.open(first.as_raw_fd()).unwrap();
+        let c = files.open(second.as_raw_fd()).unwrap();
         assert_eq!(a.fd(), b.fd());
         assert_ne!(a.fd(), c.fd(), "the same path, but opened twice");
         // The number comes to mean another file.
         let number = first.as_raw_fd();
         // SAFETY: both are open; the first is replaced.
         assert_eq!(unsafe { libc::dup2(second.as_raw_fd(), number) }, number);
-        let d = Files::open(&files, number).unwrap();
+        let d = files.open(number).unwrap();
         assert_ne!(a.fd(), d.fd());
         let fd = a.fd();
         drop(a);
         assert!(crate::io::status_flags(fd).is_ok(), "closed while in use");
         drop(b);
         assert!(files.0.lock().unwrap().entries[0].is_none());
-        let e = Files::open(&files, second.as_raw_fd()).unwrap();
+        let e = files.open(second.as_raw_fd()).unwrap();
         assert_eq!(e.fd(), c.fd());
         drop((c, d, e));
         let table = files.0.lock().unwrap();

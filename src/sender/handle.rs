@@ -1,6 +1,7 @@
 //! The caller's side of a sender: submit, take, cancel, stop.
 
 use super::files::Files;
+use super::fork::Origin;
 use super::job::{Job, send_now};
 use super::run::Loop;
 use super::{Completion, Options, Refused, Submitted};
@@ -9,16 +10,17 @@ use crate::deadline::Limits;
 use crate::http::HeaderList;
 use crate::io::callback::Writer;
 use crate::io::{errno, syscall};
-use crate::memory::{OutOfMemory, try_grow};
+use crate::memory::{try_box, try_grow};
 use crate::respond::Cut;
 use crate::transfer::{Outcome, Step, Transfer};
 use std::collections::VecDeque;
-use std::mem::{ManuallyDrop, MaybeUninit};
+use std::ffi::c_void;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::thread::JoinHandleExt;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Bits of an id that are its slot; the others count up, so that an old id names nothing.
@@ -32,34 +34,40 @@ pub(super) struct State<W> {
     pub(super) cancelled: Vec<u64>,
     /// When to cancel what is left.
     pub(super) stop_at: Option<Instant>,
-    /// The thread will look at all this before it waits, so it need not be woken.
-    pub(super) awake: bool,
-    /// The thread is there.
-    pub(super) alive: bool,
-    /// The thread has ended by a bug.
-    pub(super) broken: bool,
     /// Something was cancelled because of `stop_at`.
     pub(super) cut_short: bool,
+    /// The thread will look at all this before it waits, so it need not be woken.
+    pub(super) awake: bool,
+    pub(super) life: Life,
     pub(super) done: VecDeque<Completion>,
     /// `news` is readable.
-    pub(super) signalled: bool,
+    signalled: bool,
     /// Places in the thread's table that are free, and how many there are in all.
-    pub(super) free_slots: Vec<u32>,
+    free_slots: Vec<u32>,
     slots: u32,
     serial: u64,
     in_flight: usize,
 }
 
+/// What the thread is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    Running,
+    /// It looks at nothing any more.
+    Ended,
+    /// By a bug.
+    Broken,
+}
+
+/// Lives until the thread has been waited for.
 pub(super) struct Shared<W> {
     state: Mutex<State<W>>,
-    waker: ManuallyDrop<mio::Waker>,
+    waker: mio::Waker,
     /// An eventfd: readable while there is something in `done`.
     news: OwnedFd,
-    files: Arc<Files>,
-    /// The thread's epoll descriptor, for a forked child to close; -1 when it is no longer open.
-    epoll: AtomicI32,
-    /// The thread is about to end: from then on its pthread_t may be another thread's.
-    over: AtomicBool,
+    files: Files,
+    /// The thread runs no function of the host's any more; from then on its pthread_t may be another thread's.
+    pub(super) over: AtomicBool,
 }
 
 impl<W> Shared<W> {
@@ -70,10 +78,10 @@ impl<W> Shared<W> {
 
     /// Adds to `done`, which has room for it. Says whether it is news; if the news could not be told, `signal` has to
     /// be called again.
-    pub(super) fn finish(&self, completion: Completion, slot: u32) -> bool {
+    pub(super) fn finish(&self, completion: Completion) -> bool {
         let mut state = self.lock();
         // Never more than there are slots, for which room was made.
-        state.free_slots.push(slot);
+        state.free_slots.push(slot_of(completion.id));
         state.done.push_back(completion);
         let is_news = state.done.len() == 1;
         self.signal(&mut state);
@@ -90,12 +98,6 @@ impl<W> Shared<W> {
         true
     }
 
-    /// The last that the thread says.
-    pub(super) fn say_goodbye(&self) {
-        self.epoll.store(-1, Ordering::Release);
-        self.over.store(true, Ordering::Release);
-    }
-
     /// Undoes `signal`.
     fn unsignal(&self, state: &mut State<W>) {
         let mut count = [0u8; 8];
@@ -108,25 +110,26 @@ impl<W> Shared<W> {
 }
 
 /// The handle. May be shared by threads.
-pub(crate) struct Sender<W> {
-    shared: ManuallyDrop<Arc<Shared<W>>>,
+pub(crate) struct Sender<W: 'static> {
+    /// Ours. The thread has it too, but has ended before it is freed.
+    shared: NonNull<Shared<W>>,
     /// None: it has ended, and was waited for.
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<libc::pthread_t>>,
     pthread: libc::pthread_t,
     max_in_flight: usize,
     /// The process that the thread is in.
-    pid: libc::pid_t,
+    origin: Origin,
 }
+
+// SAFETY: `shared` is behind a lock, or made to be shared; jobs may be sent to another thread.
+unsafe impl<W: Send> Send for Sender<W> {}
+// SAFETY: as above.
+unsafe impl<W: Send> Sync for Sender<W> {}
 
 impl<W> std::fmt::Debug for Sender<W> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sender").field("pid", &self.pid).finish_non_exhaustive()
+        f.debug_struct("Sender").field("origin", &self.origin).finish_non_exhaustive()
     }
-}
-
-fn pid() -> libc::pid_t {
-    // SAFETY: always successful.
-    unsafe { libc::getpid() }
 }
 
 impl<W: Writer + Copy + Send + 'static> Sender<W> {
@@ -135,16 +138,14 @@ impl<W: Writer + Copy + Send + 'static> Sender<W> {
         // SAFETY: the call has just made it, for us alone.
         let news = unsafe { OwnedFd::from_raw_fd(RawFd::try_from(news).map_err(|_| Refused::System(libc::EMFILE))?) };
         let poll = mio::Poll::new()?;
-        let epoll = AtomicI32::new(poll.as_raw_fd());
-        let waker = ManuallyDrop::new(mio::Waker::new(poll.registry(), Loop::<W>::WAKER)?);
+        let waker = mio::Waker::new(poll.registry(), Loop::<W>::WAKER)?;
         let state = State {
             incoming: VecDeque::new(),
             cancelled: Vec::new(),
             stop_at: None,
-            awake: true,
-            alive: true,
-            broken: false,
             cut_short: false,
+            awake: true,
+            life: Life::Running,
             done: VecDeque::new(),
             signalled: false,
             free_slots: Vec::new(),
@@ -152,16 +153,21 @@ impl<W: Writer + Copy + Send + 'static> Sender<W> {
             serial: 0,
             in_flight: 0,
         };
-        let (files, over) = (Arc::default(), AtomicBool::new(false));
-        let shared = Arc::new(Shared { state: Mutex::new(state), waker, news, files, epoll, over });
-        let of_thread = Loop::new(Arc::clone(&shared), poll, options.turn, options.on_ready);
-        let thread = spawn(move || of_thread.run())?;
+        let (files, over) = (Files::default(), AtomicBool::new(false));
+        let shared = NonNull::from(Box::leak(try_box(Shared { state: Mutex::new(state), waker, news, files, over })?));
+        // SAFETY: freed only when the thread, which is all that this is for, has been waited for.
+        let of_thread = unsafe { shared.as_ref() };
+        let of_thread = Loop::new(of_thread, poll, options.turn, options.on_ready).and_then(|made| Ok(try_box(made)?));
+        let pthread = of_thread.and_then(spawn).inspect_err(|_| {
+            // SAFETY: made from a box above, and there is no thread.
+            drop(unsafe { Box::from_raw(shared.as_ptr()) });
+        })?;
         Ok(Self {
-            shared: ManuallyDrop::new(shared),
-            pthread: thread.as_pthread_t(),
-            thread: Mutex::new(Some(thread)),
+            shared,
+            thread: Mutex::new(Some(pthread)),
+            pthread,
             max_in_flight: options.max_in_flight,
-            pid: pid(),
+            origin: Origin::new(),
         })
     }
 
@@ -187,7 +193,7 @@ impl<W: Writer + Copy + Send + 'static> Sender<W> {
     #[expect(clippy::too_many_arguments, reason = "submit's, and what it has made")]
     fn submit_to<H: HeaderList>(
         &self,
-        shared: &Shared<W>,
+        shared: &'static Shared<W>,
         answer: &Answer<'_, H>,
         sink: Sink<W>,
         limits: Limits,
@@ -197,34 +203,29 @@ impl<W: Writer + Copy + Send + 'static> Sender<W> {
     ) -> Result<Submitted, Refused> {
         let begun = Instant::now();
         answer.begin(transfer).map_err(Cut::from)?;
-        if try_now {
-            shared.lock().check_alive()?;
-            if send_now(transfer, answer.body, &sink)? == Step::Done {
-                return Ok(Submitted::Done(transfer.outcome()));
+        let mut place = InFlight::new(shared, self.max_in_flight);
+        if try_now && matches!(place, Ok(_) | Err(Refused::Busy)) {
+            match send_now(transfer, answer.body, &sink)? {
+                Step::Done => return Ok(Submitted::Done(transfer.outcome())),
+                // Only what stays needs a place, and one may have become free.
+                Step::Wait(_) | Step::Yield if place.is_err() => place = InFlight::new(shared, self.max_in_flight),
+                Step::Wait(_) | Step::Yield => {}
             }
         }
+        let place = place?;
         let outcome = transfer.outcome();
-        // Only what stays needs a place. What was begun gets one in any case: it can't be refused any more.
-        let max = if transfer.plan().sent() > 0 { usize::MAX } else { self.max_in_flight };
-        let place = InFlight::new(shared, max)?;
         let mut job = Job::new(transfer, answer, sink, limits, &shared.files, token, begun)?;
         let mut state = shared.lock();
         // It may have been stopped since.
-        state.check_alive()?;
+        state.check_running()?;
         let room = state.incoming.len() + 1;
         try_grow(&mut state.incoming, room)?;
+        // With the lock held: whoever comes next relies on it that the thread was woken.
+        shared.wake(&mut state)?;
         let id = state.new_id();
         job.id = id;
         state.incoming.push_back(job);
-        if let Err(error) = shared.wake(state) {
-            let mut state = shared.lock();
-            // Unless the thread has come by in the meantime, nobody will ever look at it.
-            if let Some(at) = state.incoming.iter().position(|job| job.id == id) {
-                state.incoming.remove(at);
-                state.free_slots.push(slot_of(id));
-                return Err(error);
-            }
-        }
+        drop(state);
         place.keep();
         Ok(Submitted::Pending(id, outcome))
     }
@@ -232,8 +233,9 @@ impl<W: Writer + Copy + Send + 'static> Sender<W> {
 
 impl<W> Sender<W> {
     /// A child made by fork has the memory, and perhaps a lock that nobody will ever open, but no thread.
-    fn here(&self) -> Result<&Shared<W>, Refused> {
-        if pid() == self.pid { Ok(&self.shared) } else { Err(Refused::Forked) }
+    fn here(&self) -> Result<&'static Shared<W>, Refused> {
+        // SAFETY: it lives as long as this handle, and nobody keeps it longer but jobs, which end before.
+        if self.origin.is_here() { Ok(unsafe { self.shared.as_ref() }) } else { Err(Refused::Forked) }
     }
 
     /// Readable while `take` has something.
@@ -258,20 +260,21 @@ impl<W> Sender<W> {
     pub(crate) fn cancel(&self, id: u64) -> Result<(), Refused> {
         let shared = self.here()?;
         let mut state = shared.lock();
-        if !state.alive {
+        if state.life != Life::Running {
             return Ok(());
         }
         let room = state.cancelled.len() + 1;
         try_grow(&mut state.cancelled, room)?;
+        shared.wake(&mut state)?;
         state.cancelled.push(id);
-        shared.wake(state)
+        Ok(())
     }
 
     /// Takes no more, waits that long for what is in flight, cancels the rest, and waits for the thread. Whether
     /// nothing had to be cancelled.
     pub(crate) fn stop(&self, time: Duration) -> Result<bool, Refused> {
         let shared = self.here()?;
-        // SAFETY: always successful. (std's own way would leave something in each thread that asks.)
+        // SAFETY: always successful.
         let this = unsafe { libc::pthread_self() };
         if this == self.pthread && !shared.over.load(Ordering::Acquire) {
             return Err(Refused::Busy);
@@ -279,43 +282,40 @@ impl<W> Sender<W> {
         let mut state = shared.lock();
         let at = Instant::now() + time;
         state.stop_at = Some(state.stop_at.map_or(at, |before| before.min(at)));
-        let mut woken = shared.wake(state);
-        while woken.is_err() {
+        while state.life == Life::Running && shared.wake(&mut state).is_err() {
+            drop(state);
             std::thread::sleep(Duration::from_millis(1));
-            woken = shared.wake(shared.lock());
+            state = shared.lock();
         }
+        drop(state);
         // Whoever comes second waits here for the first.
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = thread.take() {
-            let _ = thread.join();
+            // SAFETY: our own thread, waited for once.
+            unsafe { libc::pthread_join(thread, std::ptr::null_mut()) };
         }
         Ok(!shared.lock().cut_short)
     }
 }
 
 impl<W> Shared<W> {
-    /// Makes the thread look at `state`.
-    fn wake(&self, mut state: MutexGuard<'_, State<W>>) -> Result<(), Refused> {
-        let wake = !std::mem::replace(&mut state.awake, true);
-        drop(state);
-        if !wake {
-            return Ok(());
+    /// Makes the thread look at `state`, once it is unlocked.
+    fn wake(&self, state: &mut State<W>) -> Result<(), Refused> {
+        if !state.awake {
+            self.waker.wake()?;
+            state.awake = true;
         }
-        // Others rely on this wake-up while it is under way, so it is not given up at once.
-        let woken = self.waker.wake().or_else(|_| self.waker.wake());
-        if woken.is_err() {
-            self.lock().awake = false;
-        }
-        Ok(woken?)
+        Ok(())
     }
 }
 
 impl<W> State<W> {
-    fn check_alive(&self) -> Result<(), Refused> {
-        if self.broken {
-            return Err(Refused::Broken);
+    fn check_running(&self) -> Result<(), Refused> {
+        match self.life {
+            Life::Running if self.stop_at.is_none() => Ok(()),
+            Life::Running | Life::Ended => Err(Refused::Stopped),
+            Life::Broken => Err(Refused::Broken),
         }
-        if self.stop_at.is_some() || !self.alive { Err(Refused::Stopped) } else { Ok(()) }
     }
 
     fn new_id(&mut self) -> u64 {
@@ -341,7 +341,7 @@ struct InFlight<'a, W> {
 impl<'a, W> InFlight<'a, W> {
     fn new(shared: &'a Shared<W>, max: usize) -> Result<Self, Refused> {
         let mut state = shared.lock();
-        state.check_alive()?;
+        state.check_running()?;
         if state.in_flight >= max {
             return Err(Refused::Busy);
         }
@@ -364,37 +364,32 @@ impl<W> Drop for InFlight<'_, W> {
     }
 }
 
-impl<W> Drop for Shared<W> {
+impl<W> Drop for Sender<W> {
+    /// In a forked child there is no thread, and what it had in hand at the time of the fork may be half-done; the
+    /// descriptors may have been closed, and their numbers be anybody's. So nothing is touched there.
     fn drop(&mut self) {
-        // SAFETY: not used again.
-        unsafe { ManuallyDrop::drop(&mut self.waker) };
+        if self.stop(Duration::ZERO).is_ok() {
+            // SAFETY: made by `new` from a box, and the thread has ended.
+            drop(unsafe { Box::from_raw(self.shared.as_ptr()) });
+        }
     }
 }
 
-impl<W> Drop for Sender<W> {
-    /// In a forked child there is no thread, and what it had in hand at the time of the fork
-    /// may be half-done: only the descriptors that are known are closed.
-    fn drop(&mut self) {
-        if pid() == self.pid {
-            let _ = self.stop(Duration::ZERO);
-            // SAFETY: not used again.
-            unsafe { ManuallyDrop::drop(&mut self.shared) };
-            return;
-        }
-        for fd in [self.shared.news.as_raw_fd(), self.shared.epoll.load(Ordering::Acquire)] {
-            // SAFETY: this process's own copies, and nobody is left to use them.
-            unsafe { libc::close(fd) };
-        }
-        if let Some(thread) = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
-            // Dropping it would detach a thread that isn't there.
-            std::mem::forget(thread);
-        }
-    }
-}
+/// Room for TLS libraries in write functions; their stacks are what the host's threads have too.
+const STACK: usize = 1 << 20;
 
 /// Starts a thread in which no signal of the host's is handled, but for those that its own faults cause: blocked,
 /// they would end the process without the host's handler.
-fn spawn(run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Refused> {
+///
+/// Not by std::thread, which allocates what it can't do without, and leaves a destructor in the calling thread.
+fn spawn<W: Writer + Copy + Send + 'static>(of_thread: Box<Loop<W>>) -> Result<libc::pthread_t, Refused> {
+    extern "C" fn run<W: Writer + Copy + Send + 'static>(argument: *mut c_void) -> *mut c_void {
+        // SAFETY: below it was made from a box, for this.
+        let of_thread = unsafe { Box::from_raw(argument.cast::<Loop<W>>()) };
+        // Nothing is left to do for a panic of the last words.
+        let _ = catch_unwind(AssertUnwindSafe(|| of_thread.run()));
+        std::ptr::null_mut()
+    }
     let mut block = MaybeUninit::uninit();
     // SAFETY: `block` is writable.
     unsafe { libc::sigfillset(block.as_mut_ptr()) };
@@ -404,21 +399,41 @@ fn spawn(run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Refused>
         // SAFETY: a valid set and signal number.
         unsafe { libc::sigdelset(&raw mut block, fault) };
     }
+    let mut attributes = MaybeUninit::uninit();
+    // SAFETY: writable.
+    succeed(unsafe { libc::pthread_attr_init(attributes.as_mut_ptr()) })?;
+    // SAFETY: initialised by the call above. If the size is refused, it is the system's own.
+    unsafe { libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK) };
     // A thread begins with the mask of the one that makes it.
     let mut before = MaybeUninit::uninit();
     // SAFETY: both sets are valid; the call writes the old mask to the second.
-    let blocked = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const block, before.as_mut_ptr()) };
-    if blocked != 0 {
-        return Err(Refused::System(blocked));
-    }
-    let thread = std::thread::Builder::new().name("sendgate".to_owned()).spawn(run);
-    // SAFETY: the call above has written it.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
-    Ok(thread?)
+    let blocked = succeed(unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const block, before.as_mut_ptr()) });
+    let made = blocked.and_then(|()| {
+        let argument = Box::into_raw(of_thread);
+        let mut thread = MaybeUninit::uninit();
+        // SAFETY: valid attributes, and a function that takes what it is given.
+        let made = succeed(unsafe {
+            libc::pthread_create(thread.as_mut_ptr(), attributes.as_ptr(), run::<W>, argument.cast())
+        });
+        // SAFETY: pthread_sigmask has written it.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
+        if made.is_err() {
+            // SAFETY: nobody else has got it.
+            drop(unsafe { Box::from_raw(argument) });
+        }
+        // SAFETY: the call has written it, if it succeeded.
+        made.map(|()| unsafe { thread.assume_init() })
+    });
+    // SAFETY: initialised above, not used again.
+    unsafe { libc::pthread_attr_destroy(attributes.as_mut_ptr()) };
+    made.inspect(|thread| {
+        // For whoever looks at the process. At most 15 bytes.
+        // SAFETY: a thread that has not been waited for.
+        unsafe { libc::pthread_setname_np(*thread, c"sendgate".as_ptr()) };
+    })
 }
 
-impl From<OutOfMemory> for Cut {
-    fn from(_: OutOfMemory) -> Self {
-        Self::Refusal(crate::transfer::Refusal::OutOfMemory)
-    }
+/// The pthread_ functions return what others leave in errno.
+fn succeed(returned: libc::c_int) -> Result<(), Refused> {
+    if returned == 0 { Ok(()) } else { Err(Refused::System(returned)) }
 }

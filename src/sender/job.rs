@@ -8,16 +8,18 @@ use crate::io::callback::{Callback, Writer};
 use crate::io::file::{self, Body, Cached};
 use crate::io::nonblocking::Nonblocking;
 use crate::io::socket::{Socket, queued};
-use crate::io::{duplicate, errno, status_flags};
+use crate::io::{Interest, duplicate, errno, status_flags};
 use crate::memory::try_box;
 use crate::respond::{Cut, WRITER_BUDGET};
 use crate::transfer::{Failure, Outcome, SMALL, Step, Transfer};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What is read at once of a file that may have to come from the disk.
 pub(super) const COLD: u64 = 128 << 10;
+
+/// What is read ahead behind that for a peer that takes it as fast as it comes.
+const AHEAD: u64 = 2 << 20;
 
 /// Where a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,11 +28,19 @@ pub(super) enum Place {
     Fresh,
     /// In the queue of those that can go on.
     Ready,
-    /// In the queue of those whose file is being read ahead.
-    Cold,
+    /// Until its time: its file is being read ahead, or its write function wants to be left alone.
+    Paused,
+    /// In the queue of those that have to wait for the disk, one after the other.
+    Disk,
     /// For the socket.
     Waiting,
 }
+
+/// How long a file may take to come into the page cache by being read ahead, before the thread waits for it.
+const PATIENCE: Duration = Duration::from_millis(64);
+
+/// A write function that asks to wait, and is ready again within that time having taken nothing, is asked less often.
+const IN_NO_TIME: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
 pub(super) struct Job<W> {
@@ -49,8 +59,14 @@ pub(super) struct Job<W> {
     pub(super) deadline: Deadline,
     begun: Instant,
     pub(super) place: Place,
-    pub(super) cancelled: bool,
-    pub(super) registered: bool,
+    /// What epoll was asked for.
+    pub(super) registered: Option<Interest>,
+    /// When it last had to wait for its socket, and what had been sent by then.
+    parked: Option<(Instant, u64)>,
+    /// Its peer has taken all of the last turn.
+    is_eager: bool,
+    /// How long it has been waiting for its file.
+    cold_for: Duration,
     /// Whether the kernel can tell what is in the page cache.
     can_tell: bool,
 }
@@ -62,12 +78,12 @@ impl<W: Writer + Copy> Job<W> {
         answer: &Answer<'_, H>,
         sink: Sink<W>,
         limits: Limits,
-        files: &Arc<Files>,
+        files: &'static Files,
         token: usize,
         begun: Instant,
     ) -> Result<Box<Self>, Refused> {
         let file = match answer.body {
-            Body::File { fd, .. } if transfer.plan().body_length() > 0 => Some(Files::open(files, fd)?),
+            Body::File { fd, .. } if transfer.plan().body_length() > 0 => Some(files.open(fd)?),
             // Without a body the file is not looked at any more.
             _ => None,
         };
@@ -79,12 +95,10 @@ impl<W: Writer + Copy> Job<W> {
         let mut nonblocking = None;
         if writer.is_some() {
             transfer.copy_only();
-        } else if let Some(socket) = &socket
+        } else if let (Some(socket), Some(file)) = (&socket, &file)
             && transfer.uses_sendfile()
         {
-            if let Body::File { fd, .. } = answer.body {
-                file::check_readable(fd).map_err(|errno| Cut::Failure(Failure::System(errno)))?;
-            }
+            file::check_readable(file.fd()).map_err(|errno| Cut::Failure(Failure::System(errno)))?;
             nonblocking = Some(Nonblocking::new(socket.as_raw_fd())?);
         }
         let body = match (answer.body, &file) {
@@ -103,8 +117,10 @@ impl<W: Writer + Copy> Job<W> {
             deadline: Deadline::new(limits, begun),
             begun,
             place: Place::Fresh,
-            cancelled: false,
-            registered: false,
+            registered: None,
+            parked: None,
+            is_eager: false,
+            cold_for: Duration::ZERO,
             can_tell: true,
         })?)
     }
@@ -113,20 +129,69 @@ impl<W: Writer + Copy> Job<W> {
         self.writer.is_some()
     }
 
-    /// Whether what comes next is in memory. If not, it is read ahead from now on.
-    pub(super) fn is_cold(&mut self, turn: u64) -> Cached {
-        let Kept::File { fd, offset } = self.body else { return Cached::Yes };
-        let span = self.transfer.next_span();
-        if span.length == 0 {
-            return Cached::Yes;
+    /// How many bytes may be sent in this turn: about `turn` of the file, as far as they are in the page cache; what
+    /// is not is read ahead from now on. None: the next ones are not. Unless the thread `may_wait` for the disk:
+    /// then for one piece of them.
+    pub(super) fn budget(&mut self, turn: u64, may_wait: bool) -> Option<u64> {
+        let Kept::File { fd, offset } = self.body else { return Some(turn) };
+        let (mut budget, mut room) = (0, turn);
+        // What is known to be there ends with the first piece that is not; further ones are only read ahead.
+        let mut ended = None;
+        for (text, span) in self.transfer.plan().pieces() {
+            if ended.is_none() {
+                budget += text.len() as u64;
+            }
+            if span.length == 0 {
+                continue;
+            }
+            // A short rest goes along.
+            let length = if span.length <= room + SMALL { span.length } else { room };
+            let at = offset.saturating_add(span.offset);
+            let cached = if self.can_tell { file::read_ahead(fd, at, length) } else { Cached::Unknown };
+            if self.is_eager && length < span.length && cached != Cached::Unknown {
+                file::prefetch(fd, at.saturating_add(length), (span.length - length).min(AHEAD));
+            }
+            match (ended, cached) {
+                (None, Cached::Yes) => budget += length,
+                (None, _) => ended = Some((cached, budget, length.min(COLD))),
+                (Some(_), _) => {}
+            }
+            room = room.saturating_sub(length);
+            if room == 0 || cached == Cached::Unknown {
+                break;
+            }
         }
-        if !self.can_tell {
-            return Cached::Unknown;
-        }
-        let Some(offset) = offset.checked_add(span.offset) else { return Cached::Unknown };
-        let cached = file::read_ahead(fd, offset, span.length.min(turn));
+        let text = self.transfer.plan().current().0.len() as u64;
+        let Some((cached, before, length)) = ended else {
+            self.cold_for = Duration::ZERO;
+            return Some(budget);
+        };
         self.can_tell = cached != Cached::Unknown;
-        cached
+        if before > text {
+            self.cold_for = Duration::ZERO;
+            return Some(before);
+        }
+        // It begins with what is not there, or of which the kernel does not know.
+        (cached == Cached::Unknown || may_wait).then_some(before + length)
+    }
+
+    /// What is next is not in the page cache: how long to leave it alone. None: it has been long enough, and stays so
+    /// until reading ahead is found to help.
+    pub(super) fn cool_down(&mut self) -> Option<Duration> {
+        if self.cold_for >= PATIENCE {
+            return None;
+        }
+        // 1, 1, 2, 4, ... milliseconds.
+        let pause = self.cold_for.max(Duration::from_millis(1));
+        self.cold_for += pause;
+        Some(pause)
+    }
+
+    /// It has to wait for its socket. Whether it has to again, having sent nothing since a moment ago.
+    pub(super) fn park(&mut self, now: Instant) -> bool {
+        let sent = self.sent();
+        let before = self.parked.replace((now, sent));
+        before.is_some_and(|(at, before)| before == sent && now.saturating_duration_since(at) < IN_NO_TIME)
     }
 
     /// Sends at most `budget` bytes.
@@ -134,7 +199,7 @@ impl<W: Writer + Copy> Job<W> {
         // SAFETY: gone at the end of this function, and whoever submitted it has promised the rest.
         let body = unsafe { self.body.body(self.transfer.has_ended()) };
         let memory = body.memory();
-        match (self.writer, &self.socket) {
+        let step = match (self.writer, &self.socket) {
             (Some(writer), _) => self.transfer.step(&mut Callback { writer, body }, memory, budget.min(WRITER_BUDGET)),
             (None, Some(socket)) => {
                 // The signal is blocked in this thread for good, so nobody has to guard against it.
@@ -142,7 +207,9 @@ impl<W: Writer + Copy> Job<W> {
             }
             // One of them is always there.
             (None, None) => Err(Failure::System(libc::EBADF)),
-        }
+        };
+        self.is_eager = step == Ok(Step::Yield);
+        step
     }
 
     /// Until when to wait for the socket; None: it has been too long.
@@ -197,7 +264,6 @@ pub(super) fn send_now<W, const N: usize>(
             if status_flags(fd).map_err(system)? & libc::O_NONBLOCK == 0 {
                 return Ok(Step::Yield);
             }
-            file::check_readable(file).map_err(Failure::System)?;
         }
     }
     Ok(transfer.step(&mut Socket::new(fd, body, sigpipe_ignored), body.memory(), u64::MAX)?)
@@ -212,6 +278,6 @@ mod tests {
     #[test]
     fn a_job_is_small() {
         type Plain = fn(&[u8]) -> Result<usize, crate::io::Fault>;
-        assert!(size_of::<Job<Plain>>() <= 432, "{}", size_of::<Job<Plain>>());
+        assert!(size_of::<Job<Plain>>() <= 480, "{}", size_of::<Job<Plain>>());
     }
 }

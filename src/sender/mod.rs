@@ -15,6 +15,8 @@ mod absent;
 #[cfg(feature = "sender")]
 mod files;
 #[cfg(feature = "sender")]
+mod fork;
+#[cfg(feature = "sender")]
 mod handle;
 #[cfg(feature = "sender")]
 mod job;
@@ -31,16 +33,28 @@ pub(crate) use handle::Sender;
 use crate::memory::OutOfMemory;
 use crate::respond::Cut;
 use crate::transfer::Outcome;
+use std::ffi::c_void;
 
 /// How a sender works.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Options {
     /// Submitted and not taken.
     pub(crate) max_in_flight: usize,
     /// Bytes that a job sends before the others have their turn.
     pub(crate) turn: u64,
     /// Called on the sender's thread when `done` is no longer empty.
-    pub(crate) on_ready: Option<Box<dyn Fn() + Send>>,
+    pub(crate) on_ready: Option<Ready>,
 }
+
+/// A function of the caller's, and its argument.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ready {
+    pub(crate) function: unsafe extern "C" fn(*mut c_void),
+    pub(crate) user: *mut c_void,
+}
+
+// SAFETY: whoever makes one promises that the function may be called on the sender's thread.
+unsafe impl Send for Ready {}
 
 /// Why a call was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,20 +1,19 @@
 //! The sender's thread.
 
-use super::handle::{Shared, slot_of};
-use super::job::{COLD, Job, Place};
+use super::handle::{Life, Shared, slot_of};
+use super::job::{Job, Place};
 use super::timers::Timers;
-use super::{Completion, End};
+use super::{Completion, End, Ready, Refused};
 use crate::io::callback::Writer;
-use crate::io::file::Cached;
 use crate::io::{Interest, errno};
 use crate::memory::{OutOfMemory, try_grow};
 use crate::respond::Cut;
 use crate::transfer::{Failure, Step};
 use mio::unix::SourceFd;
 use std::collections::VecDeque;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Bytes that all jobs together send between two looks at what is new.
@@ -23,15 +22,18 @@ const ROUND: u64 = 1 << 20;
 /// Failures of epoll_wait in a row after which there is no point in going on.
 const GIVE_UP: u32 = 100;
 
+/// Events that one epoll_wait tells of.
+const EVENTS: usize = 256;
+
 /// When to try again what should not have failed.
 const AGAIN: Duration = Duration::from_millis(10);
 
-pub(super) struct Loop<W> {
-    shared: Arc<Shared<W>>,
+pub(super) struct Loop<W: 'static> {
+    shared: &'static Shared<W>,
     poll: mio::Poll,
     events: mio::Events,
     turn: u64,
-    on_ready: Option<Box<dyn Fn() + Send>>,
+    on_ready: Option<Ready>,
     /// Emptied, and exchanged for those in `State`: none is allocated anew.
     incoming: VecDeque<Box<Job<W>>>,
     cancelled: Vec<u64>,
@@ -41,7 +43,7 @@ pub(super) struct Loop<W> {
     /// Slots of jobs by their place. A job is in the one queue that its place says, and leaves it only at its turn.
     fresh: VecDeque<u32>,
     ready: VecDeque<u32>,
-    cold: VecDeque<u32>,
+    disk: VecDeque<u32>,
     timers: Timers,
     stop_at: Option<Instant>,
     /// `done` has something that on_ready was not told of.
@@ -60,15 +62,17 @@ impl<W: Writer + Copy> Loop<W> {
     pub(super) const WAKER: mio::Token = mio::Token(usize::MAX);
 
     pub(super) fn new(
-        shared: Arc<Shared<W>>,
+        shared: &'static Shared<W>,
         poll: mio::Poll,
         turn: u64,
-        on_ready: Option<Box<dyn Fn() + Send>>,
-    ) -> Self {
-        Self {
+        on_ready: Option<Ready>,
+    ) -> Result<Self, Refused> {
+        // mio's own can't fail, so it is made sure before that there is memory for it, and some more.
+        Vec::<u8>::new().try_reserve_exact(64 * EVENTS).map_err(OutOfMemory::from)?;
+        Ok(Self {
             shared,
             poll,
-            events: mio::Events::with_capacity(256),
+            events: mio::Events::with_capacity(EVENTS),
             turn,
             on_ready,
             incoming: VecDeque::new(),
@@ -77,37 +81,32 @@ impl<W: Writer + Copy> Loop<W> {
             n_jobs: 0,
             fresh: VecDeque::new(),
             ready: VecDeque::new(),
-            cold: VecDeque::new(),
+            disk: VecDeque::new(),
             timers: Timers::default(),
             stop_at: None,
             announce: false,
             failures: 0,
-        }
+        })
     }
 
     pub(super) fn run(mut self) {
         let ended = catch_unwind(AssertUnwindSafe(|| self.serve()));
         // Whatever happened: all that was submitted is reported.
-        let end = match ended {
-            Ok(()) => End::Cancelled,
-            Err(_) => End::Broken,
-        };
-        let left = {
+        let end = if ended.is_ok() { End::Cancelled } else { End::Broken };
+        {
             let mut state = self.shared.lock();
-            state.alive = false;
-            state.broken = ended.is_err();
-            std::mem::take(&mut state.incoming)
-        };
+            state.life = if ended.is_ok() { Life::Ended } else { Life::Broken };
+        }
         for slot in 0..self.jobs.len() {
             if let Some(job) = self.jobs[slot].take() {
                 self.report(job, Err(end));
             }
         }
-        for job in self.incoming.drain(..).chain(left).collect::<Vec<_>>() {
+        while let Some(job) = self.incoming.pop_front().or_else(|| self.shared.lock().incoming.pop_front()) {
             self.report(job, Err(end));
         }
         self.tell();
-        self.shared.say_goodbye();
+        self.shared.over.store(true, Ordering::Release);
     }
 
     fn serve(&mut self) {
@@ -130,12 +129,11 @@ impl<W: Writer + Copy> Loop<W> {
 
     /// Takes what callers have left.
     fn look(&mut self) -> Asked {
-        let shared = Arc::clone(&self.shared);
-        let mut state = shared.lock();
+        let mut state = self.shared.lock();
         state.awake = true;
         self.stop_at = state.stop_at;
         if self.n_jobs == 0 && state.incoming.is_empty() && state.stop_at.is_some() {
-            state.alive = false;
+            state.life = Life::Ended;
             return Asked::End;
         }
         std::mem::swap(&mut self.incoming, &mut state.incoming);
@@ -165,7 +163,7 @@ impl<W: Writer + Copy> Loop<W> {
         if slots > self.jobs.len() {
             try_grow(&mut self.fresh, slots)?;
             try_grow(&mut self.ready, slots)?;
-            try_grow(&mut self.cold, slots)?;
+            try_grow(&mut self.disk, slots)?;
             self.timers.reserve(slots)?;
             try_grow(&mut self.jobs, slots)?;
             self.jobs.resize_with(slots, || None);
@@ -175,12 +173,7 @@ impl<W: Writer + Copy> Loop<W> {
 
     fn cancel(&mut self, id: u64) {
         let slot = slot_of(id);
-        let Some(job) = self.jobs.get_mut(slot as usize).and_then(Option::as_mut).filter(|job| job.id == id) else {
-            return;
-        };
-        job.cancelled = true;
-        // Those in a queue end at their turn, which comes soon.
-        if job.place == Place::Waiting {
+        if self.jobs.get(slot as usize).and_then(Option::as_ref).is_some_and(|job| job.id == id) {
             self.end(slot, Err(End::Cancelled));
         }
     }
@@ -189,35 +182,53 @@ impl<W: Writer + Copy> Loop<W> {
         let now = Instant::now();
         if self.stop_at.is_some_and(|at| now >= at) && self.n_jobs > 0 {
             self.shared.lock().cut_short = true;
+            for queue in [&mut self.fresh, &mut self.ready, &mut self.disk] {
+                queue.clear();
+            }
             for slot in 0..self.jobs.len() {
-                if let Some(job) = &self.jobs[slot] {
-                    self.cancel(job.id);
-                }
+                self.end(slot as u32, Err(End::Cancelled)); // Slots are u32.
             }
         }
         while let Some((at, slot)) = self.timers.first()
             && at <= now
         {
-            let Some(job) = self.jobs[slot as usize].as_mut().filter(|job| job.place == Place::Waiting) else {
-                // It has gone on, and sets its time anew when it waits again.
-                self.timers.remove(slot);
-                continue;
-            };
-            match job.wait(now) {
-                // It is not too late, so it may as well try: a host that enlarges the socket's buffer makes room
-                // of which epoll does not tell.
-                Some(until) => {
-                    self.timers.set(slot, until);
-                    job.place = Place::Ready;
-                    self.ready.push_back(slot);
-                }
-                None => self.end(slot, Err(Cut::Timeout.into())),
+            self.timers.remove(slot);
+            let Some(job) = &mut self.jobs[slot as usize] else { continue };
+            match job.place {
+                Place::Waiting => match job.wait(now) {
+                    Some(until) => {
+                        self.timers.set(slot, until);
+                        self.ask_again(slot);
+                    }
+                    None => self.end(slot, Err(Cut::Timeout.into())),
+                },
+                Place::Paused => self.make_ready(slot),
+                Place::Disk if job.deadline.is_over(now) => self.end(slot, Err(Cut::Timeout.into())),
+                // It goes on, and sets its time anew when it waits again.
+                Place::Disk | Place::Fresh | Place::Ready => {}
             }
         }
     }
 
-    /// Turns for jobs, the fresh ones and the others by turns; then one for a cold one, in which the thread may wait
-    /// for the disk.
+    /// Of a job that has waited for a while: a host that enlarges the socket's buffer makes room of which epoll does
+    /// not tell, unless it is asked.
+    fn ask_again(&mut self, slot: u32) {
+        let Some(job) = &self.jobs[slot as usize] else { return };
+        if let (Some(interest), Some(socket)) = (job.registered, &job.socket)
+            && let Err(error) = register(self.poll.registry(), slot, socket, interest, true)
+        {
+            self.end(slot, Err(Failure::System(errno(&error)).into()));
+        }
+    }
+
+    fn make_ready(&mut self, slot: u32) {
+        if let Some(job) = &mut self.jobs[slot as usize] {
+            job.place = Place::Ready;
+            self.ready.push_back(slot);
+        }
+    }
+
+    /// Turns for jobs, the fresh ones and the others by turns; then one in which the thread may wait for the disk.
     fn round(&mut self) {
         let mut sent = 0;
         let mut fresh_next = true;
@@ -229,7 +240,7 @@ impl<W: Writer + Copy> Loop<W> {
             // A turn in which little is sent costs something too.
             sent += self.turn(slot, false).max(4 << 10);
         }
-        if let Some(slot) = self.cold.pop_front() {
+        if let Some(slot) = self.disk.pop_front() {
             self.turn(slot, true);
         }
     }
@@ -237,18 +248,9 @@ impl<W: Writer + Copy> Loop<W> {
     /// Lets a job send. Returns how many bytes it sent.
     fn turn(&mut self, slot: u32, may_wait_for_disk: bool) -> u64 {
         let Some(job) = &mut self.jobs[slot as usize] else { return 0 };
-        if job.cancelled {
-            self.end(slot, Err(End::Cancelled));
+        let Some(budget) = job.budget(self.turn, may_wait_for_disk) else {
+            self.pause(slot);
             return 0;
-        }
-        let budget = match job.is_cold(self.turn) {
-            Cached::Yes => self.turn,
-            Cached::No if !may_wait_for_disk => {
-                job.place = Place::Cold;
-                self.cold.push_back(slot);
-                return 0;
-            }
-            Cached::No | Cached::Unknown => self.turn.min(COLD),
         };
         let before = job.sent();
         let step = job.step(budget);
@@ -256,46 +258,74 @@ impl<W: Writer + Copy> Loop<W> {
         match step {
             Ok(Step::Done) => self.end(slot, Ok(())),
             Ok(Step::Yield) if job.deadline.is_over(Instant::now()) => self.end(slot, Err(Cut::Timeout.into())),
-            Ok(Step::Yield) => {
-                job.place = Place::Ready;
-                self.ready.push_back(slot);
-            }
+            Ok(Step::Yield) => self.make_ready(slot),
             Ok(Step::Wait(interest)) => self.park(slot, interest),
             Err(failure) => self.end(slot, Err(failure.into())),
         }
         sent
     }
 
+    /// What the job would send is not in the page cache.
+    fn pause(&mut self, slot: u32) {
+        let Some(job) = &mut self.jobs[slot as usize] else { return };
+        let now = Instant::now();
+        if job.deadline.is_over(now) {
+            return self.end(slot, Err(Cut::Timeout.into()));
+        }
+        if let Some(pause) = job.cool_down() {
+            job.place = Place::Paused;
+            self.timers.set(slot, now + pause);
+        } else {
+            job.place = Place::Disk;
+            self.disk.push_back(slot);
+            match job.deadline.end() {
+                Some(end) => self.timers.set(slot, end),
+                None => self.timers.remove(slot),
+            }
+        }
+    }
+
     /// The job waits for its socket.
     fn park(&mut self, slot: u32, interest: Interest) {
         let Some(job) = &mut self.jobs[slot as usize] else { return };
-        let Some(until) = job.wait(Instant::now()) else { return self.end(slot, Err(Cut::Timeout.into())) };
+        let now = Instant::now();
+        let Some(until) = job.wait(now) else { return self.end(slot, Err(Cut::Timeout.into())) };
         let Some(socket) = &job.socket else { return self.end(slot, Err(Cut::NoDescriptor.into())) };
-        let fd = socket.as_raw_fd();
-        let token = mio::Token(slot as usize);
-        let interest = match interest {
-            Interest::Write => mio::Interest::WRITABLE,
-            Interest::Read => mio::Interest::READABLE,
-        };
-        let registry = self.poll.registry();
         // Edge-triggered: after the kernel has said EAGAIN it tells when there is room again. A write function's
         // word is not the kernel's, so then it is asked anew each time.
-        let registered = match (job.registered, job.is_to_writer()) {
-            (false, _) => registry.register(&mut SourceFd(&fd), token, interest),
-            (true, true) => registry.reregister(&mut SourceFd(&fd), token, interest),
-            (true, false) => Ok(()),
-        };
-        if let Err(error) = registered {
+        let is_known = job.registered.is_some();
+        if (!is_known || job.is_to_writer())
+            && let Err(error) = register(self.poll.registry(), slot, socket, interest, is_known)
+        {
             return self.end(slot, Err(Failure::System(errno(&error)).into()));
         }
-        job.registered = true;
-        job.place = Place::Waiting;
-        self.timers.set_at_latest(slot, until);
+        job.registered = Some(interest);
+        if job.park(now) && job.is_to_writer() {
+            // It wants to wait for what is there already.
+            job.place = Place::Paused;
+            self.timers.set(slot, until.min(now + AGAIN));
+        } else {
+            job.place = Place::Waiting;
+            self.timers.set_at_latest(slot, until);
+        }
     }
 
     /// The job is over.
     fn end(&mut self, slot: u32, ended: Result<(), End>) {
         let Some(job) = self.jobs[slot as usize].take() else { return };
+        let queue = match job.place {
+            Place::Fresh => Some(&mut self.fresh),
+            Place::Ready => Some(&mut self.ready),
+            Place::Disk => Some(&mut self.disk),
+            Place::Paused | Place::Waiting => None,
+        };
+        // At its turn it has left the queue already.
+        if let Some(queue) = queue
+            && let Err(End::Cancelled | End::Cut(Cut::Timeout)) = ended
+            && let Some(at) = queue.iter().position(|queued| *queued == slot)
+        {
+            queue.remove(at);
+        }
         self.timers.remove(slot);
         self.n_jobs -= 1;
         self.report(job, ended);
@@ -303,7 +333,7 @@ impl<W: Writer + Copy> Loop<W> {
 
     /// Lets go of all that the job has, and then tells.
     fn report(&mut self, job: Box<Job<W>>, ended: Result<(), End>) {
-        if job.registered
+        if job.registered.is_some()
             && let Some(socket) = &job.socket
         {
             // The caller's descriptor keeps the socket open, and with it the registration.
@@ -312,21 +342,22 @@ impl<W: Writer + Copy> Loop<W> {
         let completion =
             Completion { token: job.token, id: job.id, ended, outcome: job.outcome(), elapsed_ns: job.elapsed_ns() };
         drop(job);
-        self.announce |= self.shared.finish(completion, slot_of(completion.id));
+        self.announce |= self.shared.finish(completion);
     }
 
     /// Tells on_ready, with no lock held.
     fn tell(&mut self) {
         if std::mem::take(&mut self.announce)
-            && let Some(on_ready) = &self.on_ready
+            && let Some(Ready { function, user }) = self.on_ready
         {
-            on_ready();
+            // SAFETY: whoever made the sender has promised that it may be called, with that, on this thread.
+            unsafe { function(user) };
         }
     }
 
     /// Waits for sockets and callers, unless there is something to do.
     fn wait(&mut self) -> Result<(), i32> {
-        let queued = !(self.fresh.is_empty() && self.ready.is_empty() && self.cold.is_empty());
+        let queued = !(self.fresh.is_empty() && self.ready.is_empty() && self.disk.is_empty());
         // When all has ended that there was when it was stopped, so does the thread.
         let queued = queued || self.stop_at.is_some() && self.n_jobs == 0;
         let mut timeout = queued.then_some(Duration::ZERO);
@@ -369,5 +400,25 @@ impl<W: Writer + Copy> Loop<W> {
             }
         }
         Ok(())
+    }
+}
+
+/// Tells epoll to tell when the socket is ready, once, or `again`.
+fn register(
+    registry: &mio::Registry,
+    slot: u32,
+    socket: &OwnedFd,
+    interest: Interest,
+    again: bool,
+) -> std::io::Result<()> {
+    let interest = match interest {
+        Interest::Write => mio::Interest::WRITABLE,
+        Interest::Read => mio::Interest::READABLE,
+    };
+    let (fd, token) = (socket.as_raw_fd(), mio::Token(slot as usize));
+    if again {
+        registry.reregister(&mut SourceFd(&fd), token, interest)
+    } else {
+        registry.register(&mut SourceFd(&fd), token, interest)
     }
 }
