@@ -21,6 +21,9 @@ pub(super) const COLD: u64 = 128 << 10;
 /// What is read ahead behind that for a peer that takes it as fast as it comes.
 const AHEAD: u64 = 2 << 20;
 
+/// A peer that makes room in its socket within that time is such a one.
+const EAGER: Duration = Duration::from_millis(20);
+
 /// Where a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
@@ -63,7 +66,7 @@ pub(super) struct Job<W> {
     pub(super) registered: Option<Interest>,
     /// When it last had to wait for its socket, and what had been sent by then.
     parked: Option<(Instant, u64)>,
-    /// Its peer has taken all of the last turn.
+    /// Its peer takes what it gets at once.
     is_eager: bool,
     /// How long it has been waiting for its file.
     cold_for: Duration,
@@ -208,7 +211,7 @@ impl<W: Writer + Copy> Job<W> {
             // One of them is always there.
             (None, None) => Err(Failure::System(libc::EBADF)),
         };
-        self.is_eager = step == Ok(Step::Yield);
+        self.is_eager |= step == Ok(Step::Yield);
         step
     }
 
@@ -222,6 +225,11 @@ impl<W: Writer + Copy> Job<W> {
     /// Bytes, head and body.
     pub(super) fn sent(&self) -> u64 {
         self.transfer.plan().sent()
+    }
+
+    /// The socket takes something again.
+    pub(super) fn wake(&mut self, now: Instant) {
+        self.is_eager = self.parked.is_some_and(|(at, _)| now.saturating_duration_since(at) < EAGER);
     }
 
     pub(super) fn outcome(&self) -> Outcome {

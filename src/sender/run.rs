@@ -390,11 +390,13 @@ impl<W: Writer + Copy> Loop<W> {
                 return Ok(());
             }
         }
+        let now = Instant::now();
         for event in &self.events {
             let slot = event.token().0;
             // An event of a job that has ended may come to the next in its slot: that one then asks for nothing.
             let Some(job) = self.jobs.get_mut(slot).and_then(Option::as_mut) else { continue };
             if job.place == Place::Waiting {
+                job.wake(now);
                 job.place = Place::Ready;
                 self.ready.push_back(slot as u32); // Slots are u32.
             }
