@@ -101,7 +101,7 @@ fn compiler() -> String {
 fn link_flags(program: &str) -> &'static [&'static str] {
     match program {
         // It takes the place of libc functions, for the shared library too.
-        "sender_faults" => &["-rdynamic", "-ldl"],
+        "sender_disk" | "sender_faults" => &["-rdynamic", "-ldl"],
         "tls" => &["-lssl", "-lcrypto"],
         _ => &[],
     }
@@ -202,7 +202,7 @@ macro_rules! programs {
     })* };
 }
 
-programs!(header respond transfer split structs head simple open sender sender_host sender_peers sender_faults sender_many);
+programs!(header respond transfer split structs head simple open sender_disk sender sender_host sender_peers sender_faults sender_many);
 
 /// The header by itself is clean in every C and C++ that it is for, with each compiler that is installed.
 #[test]
