@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import io
 import mmap
@@ -11,6 +12,7 @@ import ssl
 from typing import Any
 
 import sendgate
+import sendgate.asyncio
 
 
 def requests(environ: dict[str, Any], message: http.client.HTTPMessage) -> None:
@@ -79,6 +81,17 @@ def senders(sock: socket.socket, now: bool) -> None:
         sender.cancel(a)
         f: bool = sender.stop(timeout=1)
         print(b, f, sender.fileno(), sender.max_in_flight)
+
+
+async def loops(writer: asyncio.StreamWriter, transport: asyncio.Transport, sock: socket.socket) -> None:
+    """The respond to be awaited, on whatever a server has."""
+    a: sendgate.Result = await sendgate.asyncio.respond(writer, None, "a", content_type="text/plain", timeout=1.5)
+    a = await sendgate.asyncio.respond(transport, sendgate.Request(), b"", sender=sendgate.Sender())
+    a = await sendgate.asyncio.respond(sock, None, 0)
+    a = await sendgate.asyncio.respond(7, None, 0, min_rate=1000)
+    await sendgate.asyncio.respond("a", None, 0)  # type: ignore[arg-type]
+    await sendgate.asyncio.aclose(timeout=1)
+    print(a)
 
 
 def simple(sock: socket.socket) -> None:
