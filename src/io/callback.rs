@@ -28,15 +28,16 @@ const RECORD: usize = 16 * 1024;
 impl<W: Writer> Io for Callback<'_, W> {
     const CHUNK: usize = RECORD;
 
-    /// Together, if they fit into one record.
+    /// Together, as far as they fit into one record. Never less because more is there: after it had to wait, OpenSSL
+    /// takes no fewer bytes than before.
     fn send_pair(&mut self, first: &[u8], second: &[u8], more: bool) -> Result<usize, Fault> {
-        let length = first.len() + second.len();
-        if first.is_empty() || second.is_empty() || length > RECORD {
+        if first.is_empty() || second.is_empty() || first.len() >= RECORD {
             return self.send(if first.is_empty() { second } else { first }, more);
         }
         let mut record = [MaybeUninit::<u8>::uninit(); RECORD];
+        let length = RECORD.min(first.len() + second.len());
         record[..first.len()].write_copy_of_slice(first);
-        record[first.len()..length].write_copy_of_slice(second);
+        record[first.len()..length].write_copy_of_slice(&second[..length - first.len()]);
         // SAFETY: both have just been written there.
         self.send(unsafe { record[..length].assume_init_ref() }, more)
     }
