@@ -48,6 +48,14 @@ static inline void ready_and_go(void)
         die("nobody said go");
 }
 
+/* Waits until whoever started us has nothing more to say. */
+static inline void wait_for_end(void)
+{
+    char rest;
+    while (read(0, &rest, 1) == 1)
+        ;
+}
+
 /* A connection to 127.0.0.1. receive_buffer 0: as the system makes it. The caller's congestion control, checked. */
 static inline int connect_to(int port, const char *congestion, int receive_buffer)
 {

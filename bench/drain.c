@@ -2,11 +2,13 @@
  *
  *   drain PORT CLIENTS SECONDS CONTENT_LENGTH CONGESTION < request
  *
- * The request is read from standard input up to its empty line. All connect; "ready" goes to standard output, and at
- * the next line on standard input all ask. They read for SECONDS, ask again when they have it all, and hang up. The
- * result is one line of JSON: body bytes of all, of the client that got least and of the one that got most.
+ * The request is read from standard input up to its empty line. All connect; "ready" goes to standard output. From the
+ * next line on standard input on one after the other asks, all within half a second or half of SECONDS: together they
+ * would measure how fast a server takes a burst of requests. They read until SECONDS are over, and ask again when they
+ * have it all. The result is one line of JSON: body bytes of all, of the client that got least and of the one that
+ * got most.
  *   {"seconds": S, "bytes": N, "least": N, "most": N}
- * A wrong answer, or no byte for 30 s, ends it with a message and status 1.
+ * They hang up when standard input ends. A wrong answer, or no byte for 30 s, ends it with a message and status 1.
  */
 #include "client.h"
 
@@ -99,13 +101,15 @@ int main(int argc, char **argv)
             die("set-up");
     }
     ready_and_go();
-    double begin = now(), end = begin, last = begin;
-    for (int i = 0; i < clients; i++)
-        ask(&conns[i]);
+    double begin = now(), end = begin, last = begin, pause = (seconds < 1 ? seconds : 1) / 2 / clients;
+    int asking = 0;
     while ((end = now()) - begin < seconds) {
+        while (asking < clients && end - begin >= asking * pause)
+            ask(&conns[asking++]);
         struct epoll_event evs[EVENTS];
-        /* Asks without waiting, for the reason that load.c gives. */
-        int n = epoll_wait(ep, evs, EVENTS, 0);
+        /* Sleeps, unlike load.c: if both processors of a virtual machine are busy all the time, its host may take them
+         * away for a while, and that holds up everything in it. Not for long, because the next may have to ask. */
+        int n = epoll_wait(ep, evs, EVENTS, 1);
         if (n > 0)
             last = end;
         else if (end - last > 30)
@@ -119,10 +123,13 @@ int main(int argc, char **argv)
         all += body;
         least = body < least ? body : least;
         most = body > most ? body : most;
-        close(conns[i].fd);
     }
+    printf("{\"seconds\": %.9f, \"bytes\": %lld, \"least\": %lld, \"most\": %lld}\n", end - begin, all, least, most);
+    fflush(stdout);
+    wait_for_end();
+    for (int i = 0; i < clients; i++)
+        close(conns[i].fd);
     close(ep);
     free(conns);
-    printf("{\"seconds\": %.9f, \"bytes\": %lld, \"least\": %lld, \"most\": %lld}\n", end - begin, all, least, most);
     return 0;
 }

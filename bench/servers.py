@@ -37,6 +37,19 @@ class Server:
         """CPU time used so far by all its processes, in nanoseconds."""
         return sum(map(cpu_ns, self.pids))
 
+    def wait_until_still(self) -> None:
+        """Wait until it does nothing any more."""
+        deadline = time.monotonic() + 60
+        before = self.cpu_ns()
+        while time.monotonic() < deadline:
+            time.sleep(0.3)
+            after = self.cpu_ns()
+            # Some wake up now and then though nothing happens: uvicorn ten times a second.
+            if after - before < 10e6:
+                return
+            before = after
+        raise SystemExit(f"{self.name} is still busy after a minute in which it had nothing to do")
+
     def stop(self) -> None:
         """End it, by force if it would first wait for its clients."""
         self.process.send_signal(signal.SIGTERM)

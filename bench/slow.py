@@ -19,7 +19,7 @@ from pathlib import Path
 
 from clients import Load, request_head
 from network import CONGESTION, check_congestion, enter_network, set_network
-from quiet import Others, undisturbed, wait
+from quiet import Disturbance, Watch, undisturbed, wait
 from servers import (
     OUT,
     ROOT,
@@ -83,7 +83,7 @@ class Run:
     stalled_ns: list[float]
     idle_ns: list[float]
     gone: int
-    others: float  # of one processor, while the requests were timed
+    disturbance: Disturbance  # while the requests were timed
 
 
 def anonymous_memory(server: Server) -> int:
@@ -94,21 +94,6 @@ def anonymous_memory(server: Server) -> int:
             if line.startswith("Pss_Anon:"):
                 total += int(line.split()[1]) * KIB
     return total
-
-
-def wait_until_still(server: Server) -> None:
-    """Wait until the server has done all that it can for clients that don't read."""
-    deadline = time.monotonic() + 60
-    before = server.cpu_ns()
-    while True:
-        time.sleep(0.3)
-        after = server.cpu_ns()
-        # Some wake up now and then though nothing happens: uvicorn ten times a second.
-        if after - before < 10e6:
-            return
-        before = after
-        if time.monotonic() > deadline:
-            raise SystemExit(f"{server.name} is still busy a minute after its clients have stalled")
 
 
 def measure(
@@ -123,7 +108,7 @@ def measure(
         for server in (busy, idle):
             check_congestion(server)
 
-        def probe(count: int) -> tuple[dict, float]:
+        def probe(count: int) -> tuple[dict, Disturbance]:
             ports = busy.port, idle.port
             load = Load(
                 load_cpu,
@@ -137,11 +122,11 @@ def measure(
                 what=busy.name,
             )
             load.ready()
-            others = Others(busy.cpu_ns, idle.cpu_ns, load.cpu_ns)
+            watch = Watch(busy.cpu_ns, idle.cpu_ns, load.cpu_ns)
             times = load.go()
-            share = others.share()
+            seen = watch.seen()
             load.end()
-            return times, share
+            return times, seen
 
         # Once without stalled clients, so that what a server makes on first use is there.
         probe(WARMUP)
@@ -150,7 +135,7 @@ def measure(
         arguments = busy.port, clients, RECEIVE_BUFFER, STALLED, CONGESTION
         stalled = Load(load_cpu, request_head("GET", "/large.bin"), "stalled", *arguments, what=busy.name)
         stalled.ready()
-        wait_until_still(busy)
+        busy.wait_until_still()
         setup_s = time.monotonic() - begun
         bytes_each = (anonymous_memory(busy) - before) / clients
         cpu = busy.cpu_ns(), idle.cpu_ns()
@@ -158,10 +143,10 @@ def measure(
         cpu_stalled, cpu_idle = (
             (after - before) / 1e9 / quiet_s for before, after in zip(cpu, (busy.cpu_ns(), idle.cpu_ns()))
         )
-        times, share = undisturbed(busy.name, min(patience, PATIENCE), lambda: probe(requests))
+        times, disturbance = undisturbed(busy.name, min(patience, PATIENCE), lambda: probe(requests))
         gone = stalled.go()["gone"]
         stalled.end()
-        return Run(clients, setup_s, bytes_each, cpu_stalled, cpu_idle, times["a"], times["b"], gone, share)
+        return Run(clients, setup_s, bytes_each, cpu_stalled, cpu_idle, times["a"], times["b"], gone, disturbance)
     finally:
         busy.stop()
         if idle is not None:
@@ -269,6 +254,8 @@ def main() -> None:
                     print(f"{name}: {run.gone} clients were hung up on while they stalled", file=sys.stderr)
                 print(f"{name}: stalled after {run.setup_s:.1f} s", file=sys.stderr)
                 runs.setdefault(name, []).append(run)
+    if not runs:
+        raise SystemExit("no server to measure")
     print(table(runs))
     record = {name: [dataclasses.asdict(run) for run in of_server] for name, of_server in runs.items()}
     (OUT / "slow.json").write_text(json.dumps({"kernel": os.uname().release, "runs": record}) + "\n")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from clients import Load, request_head
 from network import CONGESTION, check_congestion, enter_network
-from quiet import Others, undisturbed
+from quiet import Disturbance, Watch, undisturbed
 from servers import OUT, ROOT, Server, Unavailable, build, start_python, two_processors
 
 MIB = 1024 * 1024
@@ -34,7 +34,7 @@ class Window:
     least: int  # bytes of the client that got least
     most: int
     cpu: float  # of one processor, that the server used
-    others: float  # of one processor, that everybody else used
+    disturbance: Disturbance
 
     def longest_ms(self) -> float:
         """The longest that the loop was held up."""
@@ -57,7 +57,7 @@ class Downloads:
     def __init__(self, file: Path, size: int, clients: int, load_cpu: int) -> None:
         self.file, self.size, self.clients, self.load_cpu = file, size, clients, load_cpu
 
-    def window(self, server: Server, how: str, seconds: float) -> tuple[Window, float]:
+    def window(self, server: Server, how: str, seconds: float) -> tuple[Window, Disturbance]:
         """Watch the loop for some seconds; how: idle, warm or cold."""
         load = None
         if how != "idle":
@@ -66,7 +66,7 @@ class Downloads:
             arguments = server.port, self.clients, seconds, self.size, CONGESTION
             load = Load(self.load_cpu, head, "drain", *arguments, what=server.name)
             load.ready()
-        others = Others(server.cpu_ns, *([load.cpu_ns] if load else []))
+        watch = Watch(server.cpu_ns, *([load.cpu_ns] if load else []))
         begun, before = time.monotonic(), server.cpu_ns()
         command(server, "begin")
         if load:
@@ -77,12 +77,12 @@ class Downloads:
         command(server, "end")
         late = json.loads(server.process.stdout.readline())
         cpu = (server.cpu_ns() - before) / 1e9 / (time.monotonic() - begun)
-        share = others.share()
+        seen = watch.seen()
         if load:
             load.end()
-            wait_until_still(server)
+            server.wait_until_still()  # has noticed that its clients have hung up
         rate = result["bytes"] / result["seconds"]
-        return Window(late, rate, result["least"], result["most"], cpu, share), share
+        return Window(late, rate, result["least"], result["most"], cpu, seen), seen
 
     def prepare(self, how: str) -> None:
         """Put all of the file into the page cache, or none of it."""
@@ -106,20 +106,6 @@ def make_file(file: Path, size: int) -> None:
             out.write(block)
         # What isn't on the disk yet can't be dropped from the page cache.
         os.fsync(out.fileno())
-
-
-def wait_until_still(server: Server) -> None:
-    """Wait until the server has noticed that its clients have hung up."""
-    deadline = time.monotonic() + 30
-    before = server.cpu_ns()
-    while True:
-        time.sleep(0.2)
-        after = server.cpu_ns()
-        if after - before < 10e6:
-            return
-        before = after
-        if time.monotonic() > deadline:
-            raise SystemExit(f"{server.name} is still busy 30 s after its clients have hung up")
 
 
 def differences(rounds: list[dict[str, Window]], how: str, what: str) -> str:
@@ -205,6 +191,8 @@ def main() -> None:
                 finally:
                     server.stop()
                 rounds.setdefault(name, []).append(windows)
+    if not rounds:
+        raise SystemExit("no server to measure")
     print("How late the event loop was, in ms more than when idle: median over the rounds (least to most)\n")
     print(table(rounds))
     record = {name: [{how: dataclasses.asdict(w) for how, w in r.items()} for r in of] for name, of in rounds.items()}

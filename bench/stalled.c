@@ -79,9 +79,7 @@ int main(int argc, char **argv)
         die("poll");
     printf("{\"clients\": %d, \"gone\": %d}\n", clients, gone);
     fflush(stdout);
-    char rest;
-    while (read(0, &rest, 1) == 1)
-        ;
+    wait_for_end();
     /* What is unread makes the kernel reset each connection, which ends the download at the server. */
     for (int i = 0; i < clients; i++)
         close(fds[i].fd);
