@@ -202,7 +202,10 @@ macro_rules! programs {
     })* };
 }
 
-programs!(header respond transfer split structs head simple open sender_disk sender sender_host sender_peers sender_threads sender_faults sender_many);
+programs! {
+    header respond transfer split structs head simple open tls
+    sender_disk sender sender_host sender_peers sender_threads sender_faults sender_many
+}
 
 /// The header by itself is clean in every C and C++ that it is for, with each compiler that is installed.
 #[test]
