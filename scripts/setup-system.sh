@@ -16,7 +16,7 @@ need openssl openssl
 need readelf binutils
 need strace strace
 need valgrind valgrind
-# For the TLS example of docs/c.md; a header, not a command.
+# For the TLS example of docs/c.md and tests/c/tls.c; a header, not a command.
 if ! echo '#include <openssl/ssl.h>' | cc -E - >/dev/null 2>&1; then missing="$missing libssl-dev"; fi
 
 if [ -z "$missing" ]; then exit 0; fi
