@@ -613,9 +613,10 @@ static void offload_stop(void)
 
 static void offload_start(uint64_t descriptors)
 {
-    /* A response takes up to three descriptors: its connection's, the sender's own of the same socket, and the file's.
-     * With these many at most, some are left to accept connections and to answer them with 503. */
-    uint64_t most = descriptors / 4 < 1 << 24 ? descriptors / 4 : 1 << 24;
+    /* A download takes two descriptors, its connection's and the sender's own of the same socket. (A file has one more
+     * with the sender, however many download it.) With these many at most, a fifth is left to accept connections and
+     * to answer them with 503, and for files. */
+    uint64_t most = descriptors * 2 / 5 < 1 << 24 ? descriptors * 2 / 5 : 1 << 24;
     sendgate_sender_options options = {.size = sizeof options, .max_in_flight = (uint32_t)most};
     int32_t sys_errno = 0;
     sendgate_status rc = sendgate_sender_new(&options, &sender, &sys_errno);

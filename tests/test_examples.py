@@ -811,8 +811,8 @@ def test_offload_full(site: Path, big: bytes) -> None:
     """With as many downloads as the sender takes, one more is answered 503, and can ask again when one has ended. What
     needs no place is answered all the time."""
     make(site / "big.bin", big)
-    with Server("fileserver", site, "--offload", max_files=80) as server:
-        clients = stalled(server, 80 // 4)
+    with Server("fileserver", site, "--offload", max_files=120) as server:
+        clients = stalled(server, 120 * 2 // 5)
         with Connection(server.address) as late:
             for _ in range(3):
                 response = late.get("/big.bin")
