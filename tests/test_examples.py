@@ -729,8 +729,8 @@ def test_offload_system_calls(site: Path, tmp_path: Path) -> None:
             target = re.search(r"\?([0-9a-z-]+) HTTP", rest)
             if target:
                 loop, thread = calls.setdefault(target[1], ([], []))
-        elif name in ("epoll_wait", "futex", "getpid"):
-            pass
+        elif name in ("epoll_wait", "futex", "sched_yield"):
+            pass  # as it comes: the processor is offered to others after half a millisecond, which is soon under strace
         elif name == "newfstatat" and ', "", ' in rest:
             loop.append("fstat")
         elif name in ("newfstatat", "stat", "statx"):

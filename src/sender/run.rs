@@ -25,6 +25,11 @@ const GIVE_UP: u32 = 100;
 /// Events that one epoll_wait tells of.
 const EVENTS: usize = 256;
 
+/// How long the thread works before it offers its processor to others. A scheduler may let it have its whole slice,
+/// 4 ms with a tick of 250 Hz, before an event loop that has become ready on the same processor. After each
+/// turn would be too often: whoever computes all the time takes a slice for each offer.
+const OFFER: Duration = Duration::from_micros(500);
+
 /// When to try again what should not have failed.
 const AGAIN: Duration = Duration::from_millis(10);
 
@@ -50,6 +55,8 @@ pub(super) struct Loop<W: 'static> {
     announce: bool,
     /// epoll_wait failed that often in a row.
     failures: u32,
+    /// When the processor was last offered to others.
+    offered: Instant,
 }
 
 /// What the callers have asked for since the last time.
@@ -86,6 +93,7 @@ impl<W: Writer + Copy> Loop<W> {
             stop_at: None,
             announce: false,
             failures: 0,
+            offered: Instant::now(),
         })
     }
 
@@ -239,6 +247,12 @@ impl<W: Writer + Copy> Loop<W> {
             fresh_next = !fresh_next;
             // A turn in which little is sent costs something too.
             sent += self.turn(slot, false).max(4 << 10);
+            let now = Instant::now();
+            if now - self.offered >= OFFER {
+                self.offered = now;
+                // SAFETY: always successful.
+                unsafe { libc::sched_yield() };
+            }
         }
         if let Some(slot) = self.disk.pop_front() {
             self.turn(slot, true);
@@ -391,6 +405,10 @@ impl<W: Writer + Copy> Loop<W> {
             }
         }
         let now = Instant::now();
+        if timeout != Some(Duration::ZERO) {
+            // It has waited, so others have had their chance.
+            self.offered = now;
+        }
         for event in &self.events {
             let slot = event.token().0;
             // An event of a job that has ended may come to the next in its slot: that one then asks for nothing.
