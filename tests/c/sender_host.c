@@ -632,6 +632,21 @@ static void forking(void)
         close(others[--n]);
     sendgate_sender_free(sender);
 
+    check_case("0, 1 and 2 closed: none of them is used, or what the host prints would go to a client");
+    child = child_begin(result);
+    if (child == 0) {
+        sender = sender_make(NULL);
+        flight_open(&flight, UNIX_PAIR, 1);
+        int file = file_new("answer", HUGE_FILE);
+        ask_file(&flight.ask, file, flight.sock);
+        for (int fd = 0; fd < 3; fd++)
+            close(fd);
+        int submitted = sendgate_sender_submit(sender, &flight.ask.exchange, &flight.ask.sink, NULL, NULL, NULL);
+        child_tell(result, submitted != SENDGATE_PENDING || fcntl(0, F_GETFD) >= 0 || fcntl(1, F_GETFD) >= 0 ||
+                               fcntl(2, F_GETFD) >= 0);
+    }
+    CHECK_INT(child_wait(child, result), 0);
+
     check_case("children while other threads are in the middle of a call");
     struct busy busy = {.sender = sender_make(NULL)};
     pthread_t thread;

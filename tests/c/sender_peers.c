@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -415,6 +416,27 @@ static void files_that_change(void)
         flight_free(&flight);
         close(writable);
         close(file);
+    }
+
+    /* An error, and not a signal, which would be the sender's own. */
+    for (int kind = UNIX_PAIR; kind <= TCP_PAIR; kind++) {
+        check_case("memory that is a mapping of a file that was cut short, %s", kind_name((enum kind)kind));
+        struct flight flight;
+        int file = file_new("mapped", 100000);
+        void *mapping = mmap(NULL, 100000, PROT_READ, MAP_SHARED, file, 0);
+        MUST(mapping != MAP_FAILED && truncate("mapped", 0) == 0);
+        flight_open(&flight, (enum kind)kind, 1);
+        ask_memory(&flight.ask, mapping, 100000, flight.sock);
+        flight_submit(&flight, sender);
+        flight_collect(sender, 1);
+        CHECK_STATUS(flight.done.status, SENDGATE_ERR_IO);
+        CHECK_INT(flight.done.sys_errno, EFAULT);
+        CHECK_INT(flight.done.body_sent, 0);
+        MUST(munmap(mapping, 100000) == 0);
+        close(file);
+        flight_join(&flight);
+        CHECK_INT(flight.peer.len, flight.done.head_sent);
+        flight_free(&flight);
     }
     check_sender_empty(sender);
     sendgate_sender_free(sender);
