@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Callable
 
 
 class Pipe:
@@ -44,6 +46,27 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
         client = socket.create_connection(listener.getsockname())
         server, _ = listener.accept()
     return server, client
+
+
+def library_threads() -> set[str]:
+    """The ids of the threads that senders have. One that has just begun is not among them at once, and one that has
+    ended may be for a moment: see ``wait_until``.
+    """
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        # It may end in between.
+        with contextlib.suppress(OSError):
+            if (task / "comm").read_text() == "sendgate\n":
+                found.add(task.name)
+    return found
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Until it is true; an AssertionError if that takes too long."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.001)
 
 
 def split(response: bytes) -> tuple[int, dict[str, str], bytes]:

@@ -1278,6 +1278,24 @@ def test_tls_timeout_is_the_calls(certificate: tuple[Path, Path], big: Path) -> 
         assert tls.server.gettimeout() == 30
 
 
+def test_tls_peer_is_too_slow(certificate: tuple[Path, Path], big: Path) -> None:
+    """min_rate holds for TLS, too: a client that reads all the time, but not fast enough, is given up."""
+    tls = Tls(certificate)
+    stop = threading.Event()
+
+    def drip() -> None:
+        while not stop.wait(0.02):
+            tls.client.recv(1000)
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    with tls.server, tls.client:
+        with pytest.raises(sendgate.ResponseTimeoutError):
+            sendgate.respond(tls.server, None, big, timeout=0.4, min_rate=1 << 30)
+        stop.set()
+        thread.join(20)
+
+
 def test_tls_peer_gone(certificate: tuple[Path, Path], big: Path) -> None:
     """PeerClosedError, as on a plain socket."""
     tls = Tls(certificate)

@@ -24,7 +24,7 @@ import pytest
 
 import sendgate
 from sendgate import Completion, Connection, Request, Sender
-from support import Pipe, split, tcp_pair
+from support import Pipe, library_threads, split, tcp_pair, wait_until
 
 BIG = 8 << 20  # more than a socket's buffers hold
 #: What is far too long for anything here.
@@ -78,11 +78,6 @@ def reset(client: socket.socket) -> None:
     """Close so that the other end gets ECONNRESET."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
-
-
-def threads() -> int:
-    """How many threads there are, the library's included."""
-    return len(os.listdir("/proc/self/task"))
 
 
 # ---- Submit and take ----
@@ -405,6 +400,7 @@ def test_file_that_becomes_shorter(sender: Sender, pair: tuple[Any, Any], big: P
     """TruncatedError, and the client doesn't get a complete response."""
     server, client = pair
     sender.submit(server, None, big)
+    assert select.select([client], [], [], LONG)[0]
     os.truncate(big, 1000)
     pipe = Pipe(server, client)
     (completion,) = completions(sender)
@@ -460,15 +456,35 @@ def test_stop_cuts_short(sender: Sender, pair: tuple[Any, Any], big: Path) -> No
         sender.stop(-1)
 
 
+def test_close_ends_a_stop_that_waits(sender: Sender, pipe: Pipe, big: Path) -> None:
+    """Whoever waits for what is in flight is told that it was cut short."""
+    other, idle = tcp_pair()
+    answers: list[bool] = []
+    waiting = threading.Thread(target=lambda: answers.append(sender.stop(10 * LONG)))
+    with other, idle:
+        sender.submit(other, None, big)
+        waiting.start()
+        # What is submitted is refused as soon as the other thread is in stop.
+        with pytest.raises(sendgate.TransferCancelledError):
+            while True:
+                sender.submit(pipe.server, None, b"x")
+                completions(sender)
+        assert answers == []
+        sender.close()
+        waiting.join(LONG)
+    assert answers == [False]
+
+
 # ---- The sender itself ----
 
 
 def test_closed(pair: tuple[Any, Any]) -> None:
     """Leaving the context closes it; then nothing works but closing it again."""
-    before = threads()
+    before = library_threads()
     with Sender() as sender:
-        assert threads() == before + 1
-    assert threads() == before
+        wait_until(lambda: library_threads() - before)
+        thread = library_threads() - before
+    wait_until(lambda: not library_threads() & thread)
     sender.close()
     for use in (
         sender.fileno,
@@ -484,7 +500,7 @@ def test_closed(pair: tuple[Any, Any]) -> None:
 def test_dropped(pair: tuple[Any, Any], big: Path) -> None:
     """A sender that nobody closed ends when it is collected, with what is in flight: thread, descriptors, memory."""
     server, client = pair
-    running, before = threads(), len(os.listdir("/proc/self/fd"))
+    others, before = library_threads(), len(os.listdir("/proc/self/fd"))
     body = bytearray(BIG)
     sender = Sender()
     sender.submit(server, None, body)
@@ -492,10 +508,11 @@ def test_dropped(pair: tuple[Any, Any], big: Path) -> None:
     with other, idle:
         # Through a cycle, so that only the collector finds it.
         sender.submit(other, None, big, token=sender)
-        assert threads() == running + 1
+        wait_until(lambda: library_threads() - others)
+        thread = library_threads() - others
         del sender
         gc.collect()
-    assert threads() == running
+    wait_until(lambda: not library_threads() & thread)
     assert len(os.listdir("/proc/self/fd")) == before
     body += b"x"
     server.close()

@@ -244,8 +244,9 @@ class _Hub:
                     await pending.waiter
                 except asyncio.CancelledError as error:
                     # Waiting on is not for long: cancelling doesn't depend on the peer.
+                    if cancelled is None:
+                        sender.cancel(id)
                     cancelled = error
-                    sender.cancel(id)
             if cancelled is not None:
                 raise cancelled
             return pending.completion
@@ -475,18 +476,16 @@ class _Transport:
         buffered = hasattr(protocol, "get_buffer") and not isinstance(protocol, asyncio.Protocol)
         relay = (_BufferRelay if buffered else _StreamRelay)(protocol)
         low, high = transport.get_write_buffer_limits()
-        # A TLS transport is full when its buffer is as long as the limit, not only when it is longer: with 0, always.
-        limit = 1 if self.encrypts else 0
         transport.set_protocol(relay)
         try:
             # So resuming is told when it is empty; not only to us, but also to whoever else wants to write there.
-            transport.set_write_buffer_limits(high=limit, low=0)
+            transport.set_write_buffer_limits(high=0)
             while not self.is_closing() and (size := transport.get_write_buffer_size()):
                 await relay.change(self._pace.wait(_taken(self.sock, self._written - size)))
         finally:
             if transport.get_protocol() is relay:
                 transport.set_protocol(protocol)
-            if not self.is_closing() and transport.get_write_buffer_limits() == (0, limit):
+            if not self.is_closing() and transport.get_write_buffer_limits() == (0, 0):
                 transport.set_write_buffer_limits(high=high, low=low)
         self._check()
 
@@ -553,25 +552,18 @@ async def _copy(
     arguments: dict[str, Any],
 ) -> Result:
     """The answer in pieces, for a connection that only Python can write to."""
-    begun = False
     with Transfer() as transfer:
         transfer.start(None, request, file, **arguments)
         while True:
             # A new one each time: whoever it is given to may keep it.
             buffer = bytearray(_CHUNK)
+            count = await _in_thread(transfer.pull, buffer)
+            if count == 0:
+                return transfer.result
             try:
-                count = await _in_thread(transfer.pull, buffer)
-                if count == 0:
-                    return transfer.result
-                begun = True
                 await write(memoryview(buffer)[:count])
             except _Cut as cut:
                 raise cut.error(transfer.result._replace(connection=Connection.BROKEN)) from cut.__cause__
-            except SendgateError as error:
-                if not begun and error.result is not None:
-                    # What it has put into the buffer was not sent.
-                    error.result = error.result._replace(connection=Connection.UNTOUCHED, head_sent=0, body_sent=0)
-                raise
 
 
 async def _in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
