@@ -52,12 +52,12 @@ class Kind:
     """What is measured: how it is started, and how many descriptors it takes for each download."""
 
     start: Callable[..., Server]
-    descriptors: int
+    descriptors: float
 
 
 KINDS = {
-    # It hands no more than a quarter of its descriptors to the sender.
-    "sendgate --offload": Kind(partial(start_sendgate, offload=True), 4),
+    # The connection, and the sender's copy of it; all downloads share the file. A fifth is kept for other connections.
+    "sendgate --offload": Kind(partial(start_sendgate, offload=True), 2.5),
     # The connection; all downloads share the file.
     "sendgate": Kind(start_sendgate, 1),
     # The connection, and the file.
@@ -191,7 +191,7 @@ def table(runs: dict[str, list[Run]]) -> str:
 
 def raise_limit(clients: int) -> int:
     """As many open files as that many clients can need, for us and those we start. Returns what is allowed."""
-    wanted = clients * max(kind.descriptors for kind in KINDS.values()) + RESERVE
+    wanted = int(clients * max(kind.descriptors for kind in KINDS.values())) + RESERVE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), max(hard, wanted)))
@@ -234,7 +234,7 @@ def main() -> None:
         for n in range(args.rounds):
             print(f"round {n + 1} of {args.rounds}", file=sys.stderr)
             for name in list(wanted):
-                clients = min(args.clients, (limit - RESERVE) // KINDS[name].descriptors)
+                clients = min(args.clients, int((limit - RESERVE) / KINDS[name].descriptors))
                 if clients < args.clients:
                     print(f"{name}: {clients} clients, as no more than {limit} open files are allowed", file=sys.stderr)
                 try:
