@@ -433,8 +433,7 @@ static void every_answer(void)
                 if (how >= 2)
                     make_stubborn(&connection, how == 2 ? EVERY_TIME : AT_RANDOM);
                 converse(way, &connection, &client, answers, N_ANSWERS, from_memory, 0);
-                if (how == 1)
-                    CHECK(connection.want_write > 0);
+                /* On a busy machine the server may be slower than the slow client. These wait for certain. */
                 if (how >= 2)
                     CHECK(connection.want_write >= connection.writes / 4);
             }
