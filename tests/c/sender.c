@@ -809,21 +809,27 @@ static void at_once(void)
 
         check_case("at once to a full socket, %s, %s", kind_name(kind), how);
         flight_open(&flight, kind, nonblocking);
+        sendgate_result *result = &flight.ask.result;
         size_t before = 0;
         for (ssize_t n; (n = send(flight.sock, memory, 65536, MSG_DONTWAIT)) > 0;)
             before += (size_t)n;
-        /* TCP takes more in the background for a moment. */
-        UNTIL(socket_is_full(flight.sock));
         file = file_new("answer", SMALL);
         ask_file(&flight.ask, file, flight.sock);
         flight.ask.sink.flags = SENDGATE_SINK_TRY_NOW;
-        flight_submit(&flight, sender);
+        status = sendgate_sender_submit(sender, &flight.ask.exchange, &flight.ask.sink, &flight, &flight.id, result);
         close(file);
         flight_read(&flight);
-        flight_collect(sender, 1);
-        check_completion(&flight.done, SENDGATE_OK, 200, SENDGATE_CONN_REUSABLE);
+        uint64_t sent = result->head_sent + result->body_sent;
+        /* TCP may have moved some bytes to the peer's end since, and have room again. */
+        if (status != SENDGATE_OK || kind != TCP_PAIR) {
+            CHECK_STATUS(status, SENDGATE_PENDING);
+            CHECK_INT(sent, 0);
+            flight_collect(sender, 1);
+            check_completion(&flight.done, SENDGATE_OK, 200, SENDGATE_CONN_REUSABLE);
+            sent = flight.done.head_sent + flight.done.body_sent;
+        }
         flight_join(&flight);
-        if (CHECK_INT(flight.peer.len, before + flight.done.head_sent + flight.done.body_sent)) {
+        if (CHECK_INT(flight.peer.len, before + sent)) {
             answer_of(&answer, flight.peer.data + before, flight.peer.len - before);
             CHECK(answer.body_len == SMALL && is_pattern(answer.body, SMALL, 0));
         }
@@ -835,7 +841,6 @@ static void at_once(void)
         if (kind == TCP_PAIR)
             MUST(setsockopt(flight.peer.fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger) == 0);
         close(flight.peer.fd);
-        sendgate_result *result = &flight.ask.result;
         ask_memory(&flight.ask, memory, SMALL, flight.sock);
         flight.ask.sink.flags = SENDGATE_SINK_TRY_NOW;
         CHECK_STATUS(sendgate_sender_submit(sender, &flight.ask.exchange, &flight.ask.sink, NULL, NULL, result),
