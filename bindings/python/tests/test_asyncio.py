@@ -169,18 +169,24 @@ def test_asyncio_is_not_imported_unasked() -> None:
 
 
 def test_one_set_of_arguments() -> None:
-    """What respond takes, submit and the asyncio respond take, in the same order and with the same defaults."""
+    """What respond takes by keyword is what the others take, with the same defaults where they name it."""
+    from sendgate import _types
 
-    def parameters(function: Any, *more: str) -> list[Any]:
-        found = [p.replace(annotation=p.empty) for p in inspect.signature(function).parameters.values()]
-        return [parameter for parameter in found if parameter.name not in more]
+    def named(function: Any, *more: str) -> dict[str, Any]:
+        found = inspect.signature(function).parameters.values()
+        return {p.name: p.default for p in found if p.kind is p.KEYWORD_ONLY and p.name not in more}
 
-    expected = parameters(sendgate.respond)
-    assert parameters(sendgate.asyncio.respond, "sender") == expected
-    assert parameters(Sender.submit, "self", "token", "try_now") == expected
-    from sendgate._types import Arguments
-
-    assert list(Arguments.__annotations__) == [parameter.name for parameter in expected[3:]]
+    of_respond = named(sendgate.respond)
+    assert set(of_respond) == set(_types.Arguments.__annotations__)
+    watched = {name: of_respond[name] for name in ("timeout", "total_timeout", "min_rate")}
+    assert set(of_respond) - set(watched) == set(_types.ExchangeArguments.__annotations__)
+    assert named(sendgate.asyncio.respond, "sender") == watched
+    assert named(Sender.submit, "token", "try_now") == watched
+    with pytest.raises(TypeError, match="no_such_argument"):
+        sendgate.decide(None, b"", no_such_argument=1)
+    made = named(sendgate._core._Exchange)
+    assert made == {name: of_respond[name] for name in made}
+    assert set(made) == set(_types.ExchangeArguments.__annotations__)
 
 
 def test_all_that_is_public_is_documented() -> None:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from email.utils import formatdate
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sendgate._native import ffi, lib
 
@@ -37,6 +37,11 @@ from ._types import (
     Step,
     Text,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._types import ExchangeArguments
 
 # ---- The library that was loaded ----
 
@@ -236,6 +241,8 @@ _CONSULTED = frozenset(
 _ENVIRON_KEYS = tuple(
     ("HTTP_" + name.decode().upper().replace("-", "_"), name) for name in sorted(_CONSULTED - {b"content-length"})
 )
+#: Those that say nothing about the content that is asked for.
+_ENVIRON_FRAMING = tuple(pair for pair in _ENVIRON_KEYS if pair[1] in (b"connection", b"transfer-encoding"))
 
 
 class Request:
@@ -300,13 +307,16 @@ class Request:
         self._head_length = 0
 
     @classmethod
-    def from_environ(cls, environ: Mapping[str, Any], *, has_body: bool | None = None) -> Request:
+    def from_environ(
+        cls, environ: Mapping[str, Any], *, has_body: bool | None = None, conditions: bool = True
+    ) -> Request:
         """From a WSGI or CGI environment (PEP 3333, RFC 3875).
 
         Without CONTENT_LENGTH and HTTP_TRANSFER_ENCODING nothing was announced. If your application has read the
-        content, pass has_body=False.
+        content, pass has_body=False. conditions: whether Range and the If- fields count.
         """
-        lines = [(name, _latin1(environ[key], key)) for key, name in _ENVIRON_KEYS if environ.get(key) is not None]
+        keys = _ENVIRON_KEYS if conditions else _ENVIRON_FRAMING
+        lines = [(name, _latin1(value, key)) for key, name in keys if (value := environ.get(key)) is not None]
         # CGI servers set CONTENT_LENGTH to "" if there is none.
         if environ.get("CONTENT_LENGTH"):
             lines.append((b"content-length", _latin1(environ["CONTENT_LENGTH"], "CONTENT_LENGTH")))
@@ -493,9 +503,11 @@ def open_beneath(
 class _Source:
     """A file argument as the library wants it. ``close`` ends what it borrowed or opened."""
 
-    __slots__ = ("_keep", "_owned", "_view", "rep")
+    __slots__ = ("_keep", "_owned", "_view", "rep", "start")
 
     rep: Any
+    #: Where it begins within the file or buffer.
+    start: int
 
     def __init__(
         self, file: FileArg, offset: int | None, length: int | None, etag_inode: bool, etag_ctime: bool
@@ -571,6 +583,7 @@ class _Source:
         elif _int(length, 0, _INT64_MAX, "length") > rest:
             raise _invalid(f"offset {start} and length {length} lead past the end at {rep.length}")
         rep.length = length
+        self.start = start
         if rep.kind == lib.SENDGATE_REP_MEMORY:
             rep.memory = ffi.cast("const char *", rep.memory) + min(start, len(self._view))
         else:
@@ -636,21 +649,21 @@ class _Exchange:
         request: Request | None,
         file: FileArg,
         *,
-        headers: Headers,
-        content_type: Text | None,
-        status: int,
-        etag: bool | str,
-        last_modified: LastModified,
-        offset: int | None,
-        length: int | None,
-        etag_inode: bool,
-        etag_ctime: bool,
-        max_ranges: int,
-        now: int | None,
-        close: bool,
+        headers: Headers = (),
+        content_type: Text | None = None,
+        status: int = 200,
+        etag: bool | str = True,
+        last_modified: LastModified = True,
+        offset: int | None = None,
+        length: int | None = None,
+        etag_inode: bool = False,
+        etag_ctime: bool = False,
+        max_ranges: int = 64,
+        close: bool = False,
         copy: bool = False,
         check: bool = False,
         head: HeadForm = HeadForm.HTTP1,
+        now: int | None = None,
         seed: int = 0,
     ) -> None:
         if request is not None and not isinstance(request, Request):
@@ -690,10 +703,40 @@ class _Exchange:
         self._keep = keep
         self._source = source
 
+    def decide(self) -> Decision:
+        """What the answer will be. From now on the clock and the boundary are the same in everything made of it."""
+        c = self.c
+        c.now = c.now or int(time.time())
+        c.seed = c.seed or secrets.randbits(64) or 1
+        decision = _new(_DECISION)
+        ranges = ffi.new("sendgate_range[]", c.max_ranges)
+        _check(lib.sendgate_decide(c, ranges, c.max_ranges, decision))
+        return Decision(
+            status=int(decision.http_status),
+            keep_alive=bool(decision.keep_alive),
+            content_length=int(decision.content_length),
+            body_length=int(decision.body_length),
+            ranges=tuple((int(r.offset), int(r.length)) for r in ranges[0 : decision.n_ranges]),
+            fields=_head_fields(c),
+            head=_head_bytes(c),
+        )
+
+    def respond(self, sink: _Sink) -> Result:
+        """Send it, and wait until it is sent."""
+        result = _new(_RESULT)
+        with _Unblocked(sink):
+            code = lib.sendgate_respond(self.c, sink.c, result)
+        return _finish(code, result, sink)
+
     def close(self) -> None:
         """The library no longer looks at anything."""
         self._source.close()
         self._keep.clear()
+
+    @property
+    def start(self) -> int:
+        """Where the representation begins within the file or buffer."""
+        return self._source.start
 
     @property
     def memory(self) -> _Source | None:
@@ -838,21 +881,7 @@ def _finish(status: int, c: Any, sink: _Sink | None) -> Result:
 def decide(
     request: Request | None,
     file: FileArg,
-    *,
-    headers: Headers = (),
-    content_type: Text | None = None,
-    status: int = 200,
-    etag: bool | str = True,
-    last_modified: LastModified = True,
-    offset: int | None = None,
-    length: int | None = None,
-    etag_inode: bool = False,
-    etag_ctime: bool = False,
-    max_ranges: int = 64,
-    close: bool = False,
-    head: HeadForm = HeadForm.HTTP1,
-    now: int | None = None,
-    seed: int = 0,
+    **arguments: Unpack[ExchangeArguments],
 ) -> Decision:
     """What the answer to a request is, without sending it (RFC 9110 13.2.2 and 14.2).
 
@@ -862,38 +891,9 @@ def decide(
 
     FieldError, NotRegularError, ArgumentError (ValueError), OSError if a path can't be opened.
     """
-    # Three calls describe one answer, so the clock and the boundary have to be the same in all of them.
-    exchange = _Exchange(
-        request,
-        file,
-        headers=headers,
-        content_type=content_type,
-        status=status,
-        etag=etag,
-        last_modified=last_modified,
-        offset=offset,
-        length=length,
-        etag_inode=etag_inode,
-        etag_ctime=etag_ctime,
-        max_ranges=max_ranges,
-        close=close,
-        head=head,
-        now=int(time.time()) if now is None else now,
-        seed=seed or secrets.randbits(64) or 1,
-    )
+    exchange = _Exchange(request, file, **arguments)
     try:
-        decision = _new(_DECISION)
-        ranges = ffi.new("sendgate_range[]", max_ranges)
-        _check(lib.sendgate_decide(exchange.c, ranges, max_ranges, decision))
-        return Decision(
-            status=int(decision.http_status),
-            keep_alive=bool(decision.keep_alive),
-            content_length=int(decision.content_length),
-            body_length=int(decision.body_length),
-            ranges=tuple((int(r.offset), int(r.length)) for r in ranges[0 : decision.n_ranges]),
-            fields=_head_fields(exchange.c),
-            head=_head_bytes(exchange.c),
-        )
+        return exchange.decide()
     finally:
         exchange.close()
 
@@ -1000,10 +1000,7 @@ def respond(
         seed=seed,
     )
     try:
-        result = _new(_RESULT)
-        with _Unblocked(sink):
-            code = lib.sendgate_respond(exchange.c, sink.c, result)
-        return _finish(code, result, sink)
+        return exchange.respond(sink)
     finally:
         exchange.close()
 
@@ -1035,23 +1032,7 @@ class Transfer:
         sock: Socket | None,
         request: Request | None,
         file: FileArg,
-        *,
-        headers: Headers = (),
-        content_type: Text | None = None,
-        status: int = 200,
-        etag: bool | str = True,
-        last_modified: LastModified = True,
-        offset: int | None = None,
-        length: int | None = None,
-        etag_inode: bool = False,
-        etag_ctime: bool = False,
-        max_ranges: int = 64,
-        close: bool = False,
-        copy: bool = False,
-        check: bool = False,
-        head: HeadForm = HeadForm.HTTP1,
-        now: int | None = None,
-        seed: int = 0,
+        **arguments: Unpack[ExchangeArguments],
     ) -> None:
         """Decide, and get ready to send; nothing is written yet. Ends whatever was in progress.
 
@@ -1062,40 +1043,24 @@ class Transfer:
         self._enter()
         try:
             self._end()
+            self._begin(sock, _Exchange(request, file, **arguments))
+        finally:
+            self._lock.release()
+
+    def _begin(self, sock: Socket | None, exchange: _Exchange) -> None:
+        """Get ready to send this; it is closed when the library no longer needs it."""
+        try:
             sink = None if sock is None else _Sink(sock)
             if sink is not None and sink.tls is not None and sink.tls.sock.gettimeout() != 0.0:
                 # Its send() would wait, whatever the descriptor's mode is.
                 raise _error(lib.SENDGATE_ERR_BLOCKING)
-            exchange = _Exchange(
-                request,
-                file,
-                headers=headers,
-                content_type=content_type,
-                status=status,
-                etag=etag,
-                last_modified=last_modified,
-                offset=offset,
-                length=length,
-                etag_inode=etag_inode,
-                etag_ctime=etag_ctime,
-                max_ranges=max_ranges,
-                close=close,
-                copy=copy,
-                check=check,
-                head=head,
-                now=now,
-                seed=seed,
-            )
-            try:
-                _check(lib.sendgate_transfer_start(self._handle, exchange.c, _NULL if sink is None else sink.c))
-            except BaseException:
-                exchange.close()
-                raise
-            self._exchange = exchange
-            self._sink = sink
-            self._c = _new(_RESULT)
-        finally:
-            self._lock.release()
+            _check(lib.sendgate_transfer_start(self._handle, exchange.c, _NULL if sink is None else sink.c))
+        except BaseException:
+            exchange.close()
+            raise
+        self._exchange = exchange
+        self._sink = sink
+        self._c = _new(_RESULT)
 
     def step(self, budget: int = 0) -> Step:
         """Send at most budget bytes (0: until the socket takes no more), and say what to wait for.

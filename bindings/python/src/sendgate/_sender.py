@@ -8,7 +8,6 @@ that made it.
 from __future__ import annotations
 
 import math
-import ssl
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -29,13 +28,13 @@ from ._core import (
     _Source,
     _type,
 )
-from ._types import Completion, FileArg, Headers, HeadForm, LastModified, Result, Socket, Text
+from ._types import Completion, FileArg, Result, Socket
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ._core import Request
-    from ._types import Arguments
+    from ._types import Arguments, ExchangeArguments
 
 _OPTIONS = _type("sendgate_sender_options")
 _COMPLETIONS = ffi.typeof("sendgate_completion[]")
@@ -127,27 +126,12 @@ class Sender:
         request: Request | None,
         file: FileArg,
         *,
-        headers: Headers = (),
-        content_type: Text | None = None,
-        status: int = 200,
-        etag: bool | str = True,
-        last_modified: LastModified = True,
-        offset: int | None = None,
-        length: int | None = None,
-        etag_inode: bool = False,
-        etag_ctime: bool = False,
-        max_ranges: int = 64,
-        close: bool = False,
-        copy: bool = False,
-        check: bool = False,
-        head: HeadForm = HeadForm.HTTP1,
         timeout: float = 60.0,
         total_timeout: float | None = None,
         min_rate: int = 0,
-        now: int | None = None,
-        seed: int = 0,
         token: Any = None,
         try_now: bool = False,
+        **arguments: Unpack[ExchangeArguments],
     ) -> int | Result:
         """Decide, hand the response over, and return its id. Never waits. The arguments are as in ``respond``.
 
@@ -163,34 +147,23 @@ class Sender:
         503. TransferCancelledError: the sender was stopped. ForkedError. IOFailedError with EMFILE: no descriptor left.
         TypeError: sock is a TLS socket. Otherwise as for ``respond``.
         """
+        limits = _milliseconds(timeout, "timeout"), _milliseconds(total_timeout, "total_timeout"), min_rate
+        sink = self._sink(_Sink(sock, *limits), try_now)
+        return self._submit(_Exchange(request, file, **arguments), sink, token)
+
+    def _sink(self, sink: _Sink, try_now: bool) -> _Sink:
+        """The sink, made fit for a submit."""
         self._use()
-        if isinstance(sock, ssl.SSLSocket):
+        if sink.tls is not None:
             raise TypeError(
                 "a sender can't write to an ssl.SSLSocket: call sendgate.respond in a thread, or use sendgate.asyncio"
             )
-        sink = _Sink(sock, _milliseconds(timeout, "timeout"), _milliseconds(total_timeout, "total_timeout"), min_rate)
         if try_now:
             sink.c.flags = lib.SENDGATE_SINK_TRY_NOW
-        exchange = _Exchange(
-            request,
-            file,
-            headers=headers,
-            content_type=content_type,
-            status=status,
-            etag=etag,
-            last_modified=last_modified,
-            offset=offset,
-            length=length,
-            etag_inode=etag_inode,
-            etag_ctime=etag_ctime,
-            max_ranges=max_ranges,
-            close=close,
-            copy=copy,
-            check=check,
-            head=head,
-            now=now,
-            seed=seed,
-        )
+        return sink
+
+    def _submit(self, exchange: _Exchange, sink: _Sink, token: Any) -> int | Result:
+        """Hand over what is closed here when the library no longer needs it."""
         memory = exchange.memory
         submitted = _Submitted(token, memory)
         key = id(submitted)

@@ -142,8 +142,8 @@ FileArg: TypeAlias = "int | str | os.PathLike[str] | os.PathLike[bytes] | HasFil
 LastModified: TypeAlias = "bool | int | float | datetime"
 
 
-class Arguments(TypedDict, total=False):
-    """What ``respond`` and ``Sender.submit`` take by keyword."""
+class ExchangeArguments(TypedDict, total=False):
+    """What an answer is made of, by keyword. ``respond`` says what each of them means."""
 
     headers: Headers
     content_type: Text | None
@@ -159,8 +159,13 @@ class Arguments(TypedDict, total=False):
     copy: bool
     check: bool
     head: HeadForm
+    now: int | None
+    seed: int
+
+
+class Arguments(ExchangeArguments, total=False):
+    """What ``respond`` takes by keyword, and everything else that sends and watches the time."""
+
     timeout: float
     total_timeout: float | None
     min_rate: int
-    now: int | None
-    seed: int

@@ -36,10 +36,12 @@ from sendgate._native import lib
 from ._core import _TLS_RECORD, Request, Transfer, _error, _int, _milliseconds
 from ._errors import SendgateError
 from ._sender import Sender
-from ._types import Completion, Connection, FileArg, Headers, HeadForm, LastModified, Result, Socket, Text
+from ._types import Completion, Connection, FileArg, Result, Socket
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeAlias
+    from typing_extensions import TypeAlias, Unpack
+
+    from ._types import ExchangeArguments
 
 __all__ = ["aclose", "respond"]
 
@@ -60,26 +62,11 @@ async def respond(
     request: Request | None,
     file: FileArg,
     *,
-    headers: Headers = (),
-    content_type: Text | None = None,
-    status: int = 200,
-    etag: bool | str = True,
-    last_modified: LastModified = True,
-    offset: int | None = None,
-    length: int | None = None,
-    etag_inode: bool = False,
-    etag_ctime: bool = False,
-    max_ranges: int = 64,
-    close: bool = False,
-    copy: bool = False,
-    check: bool = False,
-    head: HeadForm = HeadForm.HTTP1,
     timeout: float = 60.0,
     total_timeout: float | None = None,
     min_rate: int = 0,
-    now: int | None = None,
-    seed: int = 0,
     sender: Sender | None = None,
+    **arguments: Unpack[ExchangeArguments],
 ) -> Result:
     """Answer a request on a connection with a file, and return when the response is complete.
 
@@ -97,24 +84,6 @@ async def respond(
     sent and memory is no longer used. Then close the connection (with TLS, by abort()), unless you know that nothing
     was sent.
     """
-    arguments: dict[str, Any] = {
-        "headers": headers,
-        "content_type": content_type,
-        "status": status,
-        "etag": etag,
-        "last_modified": last_modified,
-        "offset": offset,
-        "length": length,
-        "etag_inode": etag_inode,
-        "etag_ctime": etag_ctime,
-        "max_ranges": max_ranges,
-        "close": close,
-        "copy": copy,
-        "check": check,
-        "head": head,
-        "now": now,
-        "seed": seed,
-    }
     pace = _Pace(timeout, total_timeout, min_rate)
     transport: Any = getattr(sock, "transport", sock)
     if not hasattr(transport, "get_extra_info"):
@@ -277,7 +246,7 @@ async def _submit(
     request: Request | None,
     file: FileArg,
     pace: _Pace,
-    arguments: dict[str, Any],
+    arguments: ExchangeArguments,
 ) -> Result:
     """The answer on a socket: now, if it takes no waiting, or in the background."""
     loop = asyncio.get_running_loop()
@@ -549,7 +518,7 @@ async def _copy(
     write: Callable[[memoryview], Awaitable[None]],
     request: Request | None,
     file: FileArg,
-    arguments: dict[str, Any],
+    arguments: ExchangeArguments,
 ) -> Result:
     """The answer in pieces, for a connection that only Python can write to."""
     with Transfer() as transfer:
