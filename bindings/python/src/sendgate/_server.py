@@ -2,9 +2,6 @@
 
 The classes are those of the standard library's http.server. Request heads are parsed and answers are made by
 the library; here is what a file server adds: paths, types, the index of a directory, the log.
-
-Text files get ``charset=utf-8``, as nearly all are; HTML and XML don't, because they can say so themselves and the
-field would overrule them. Compressed files (.gz) are files of that type, not a coding of another.
 """
 
 from __future__ import annotations
@@ -13,7 +10,6 @@ import argparse
 import contextlib
 import errno
 import html
-import mimetypes
 import os
 import posixpath
 import socket
@@ -25,11 +21,12 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import quote, quote_from_bytes, unquote_to_bytes, urlsplit
+from urllib.parse import quote_from_bytes
 
 from . import __version__
 from ._core import File, Request, open_beneath, respond
 from ._errors import FileChangedError, NotRegularError, PeerClosedError, RequestError, SendgateError
+from ._site import NOT_FOUND, content_type, page, redirect_target, resolve
 from ._types import Connection, FileArg, Result
 
 #: Longest request head, in bytes. RFC 9112 3 recommends at least 8000 for the request line alone.
@@ -38,56 +35,7 @@ MAX_HEAD = 65536
 LINGER_BYTES = 1 << 20
 LINGER_SECONDS = 2.0
 
-#: What a compressed file is, as http.server says; mimetypes calls it the coding of something else.
-_COMPRESSED = {"gzip": "application/gzip", "compress": "application/octet-stream", "bzip2": "application/x-bzip2",
-               "xz": "application/x-xz", "br": "application/octet-stream"}  # fmt: skip
-#: Text formats that declare their own encoding.
-_SELF_DECLARED = ("text/html", "text/xml")
 _INDEX = (b"index.html", b"index.htm")
-#: Errors of opening that mean: not here. EXDEV and ELOOP are links that lead out, which are none of the client's
-#: business.
-_NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EXDEV, errno.ELOOP, errno.EILSEQ, errno.EINVAL)
-
-
-def content_type(name: str) -> str:
-    """The media type for a file's name, with a charset where it has none of its own."""
-    guess, coding = mimetypes.guess_type(name, strict=False)
-    if coding:
-        return _COMPRESSED.get(coding, "application/octet-stream")
-    if guess is None:
-        return "application/octet-stream"
-    if guess.startswith("text/") and guess not in _SELF_DECLARED:
-        return guess + "; charset=utf-8"
-    return guess
-
-
-def resolve(target: str) -> tuple[bytes, bool, str] | None:
-    """A request target as a path beneath the root, whether it ends in a slash, and its query with the "?" (or "").
-
-    The path is relative, decoded, and without ".", ".." and empty segments, as RFC 3986 5.2.4 removes them; "" is the
-    root. None: not a target of GET (RFC 9112 3.2), or a NUL in it.
-    """
-    if not target.startswith("/"):
-        # The absolute form, which servers must accept (RFC 9112 3.2.2).
-        if not target.lower().startswith(("http://", "https://")):
-            return None
-        try:
-            parts = urlsplit(target)
-        except ValueError:
-            return None
-        target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
-    raw, mark, query = target.partition("?")
-    path = unquote_to_bytes(raw.encode("latin-1"))
-    if b"\0" in path:
-        return None
-    segments: list[bytes] = []
-    for segment in path.split(b"/"):
-        if segment == b"..":
-            del segments[-1:]
-        elif segment not in (b"", b"."):
-            segments.append(segment)
-    is_directory = path.rsplit(b"/", 1)[-1] in (b"", b".", b"..")
-    return b"/".join(segments), is_directory, mark + query
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -231,7 +179,7 @@ class Handler(BaseHTTPRequestHandler):
     def _error(self, status: HTTPStatus, headers: Iterable[tuple[str, str]] = ()) -> None:
         """Answer with a short page that says no more than the status does."""
         title = f"{status.value} {status.phrase}"
-        self._send(_page(title, f"<h1>{title}</h1>"), "text/html; charset=utf-8", status, headers)
+        self._send(page(title, f"<h1>{title}</h1>"), "text/html; charset=utf-8", status, headers)
 
     def _answer(self, target: str) -> None:
         resolved = resolve(target)
@@ -247,11 +195,7 @@ class Handler(BaseHTTPRequestHandler):
                 self._send(file, content_type(os.fsdecode(path)))
         except NotRegularError as error:
             if error.errno == errno.EISDIR:
-                # Segment by segment, so that it can't begin with "//", which would name another host.
-                location = (
-                    "/" + quote_from_bytes(path) + "/" + quote(query, safe="?=&;/:@!$'()*+,%~", encoding="latin-1")
-                )
-                self._redirect(location)
+                self._redirect(redirect_target("/", path, query))
             else:
                 self._error(HTTPStatus.FORBIDDEN)
         except OSError as error:
@@ -260,10 +204,10 @@ class Handler(BaseHTTPRequestHandler):
     def _redirect(self, location: str) -> None:
         title = "301 Moved Permanently"
         link = f'<h1>{title}</h1>\n<p><a href="{html.escape(location)}">{html.escape(location)}</a></p>'
-        self._send(_page(title, link), "text/html; charset=utf-8", 301, [("Location", location)])
+        self._send(page(title, link), "text/html; charset=utf-8", 301, [("Location", location)])
 
     def _cannot_open(self, error: OSError) -> None:
-        if error.errno in _NOT_FOUND:
+        if error.errno in NOT_FOUND:
             self._error(HTTPStatus.NOT_FOUND)
         elif error.errno in (errno.EACCES, errno.EPERM):
             self._error(HTTPStatus.FORBIDDEN)
@@ -329,7 +273,7 @@ class Handler(BaseHTTPRequestHandler):
         table = (
             "<table>\n<tr><th>Name</th><th>Size</th><th>Modified (UTC)</th></tr>\n" + "\n".join(lines) + "\n</table>"
         )
-        return _page(f"Index of {title}", f"<h1>Index of {title}</h1>\n{table}")
+        return page(f"Index of {title}", f"<h1>Index of {title}</h1>\n{table}")
 
     def _row(self, entry: os.DirEntry[str], here: bytes, root: bytes) -> tuple[str, str, str] | None:
         """Sort keys and a line of the table, or None for what would not be served anyway."""
@@ -367,16 +311,6 @@ class Handler(BaseHTTPRequestHandler):
             c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in format % args
         )
         sys.stderr.write(f"{self.address_string()} - - [{self.log_date_time_string()}] {text}\n")
-
-
-def _page(title: str, body: str) -> bytes:
-    """A whole HTML page; title is escaped already. Names that are no UTF-8 keep their bytes."""
-    page = (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        "<style>td,th{padding:0 1em;text-align:left}.n{text-align:right}</style>\n"
-        f"</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
-    return page.encode("utf-8", "surrogateescape")
 
 
 def _path_of(fd: int, fallback: bytes) -> bytes:

@@ -1,0 +1,319 @@
+"""A folder as a web site: paths, media types, fields, precompressed files. What ``python -m sendgate`` and the
+``Files`` of WSGI share; nothing here knows how requests arrive or answers leave.
+
+Text files get ``charset=utf-8``, as nearly all are; HTML and XML don't, because they can say so themselves and the
+field would overrule them. Compressed files (.gz) are files of that type, not a coding of another, when they are asked
+for by their own names.
+"""
+
+from __future__ import annotations
+
+import errno
+import html
+import mimetypes
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import quote, quote_from_bytes, unquote_to_bytes, urlsplit
+
+from ._answer import reason
+from ._core import File, open_beneath
+from ._errors import NotRegularError
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeAlias
+
+    #: (name, value) pairs, or a function that makes them from a path beneath the root.
+    Extra: TypeAlias = "Iterable[tuple[str, str]] | Callable[[str], Iterable[tuple[str, str]]]"
+
+#: What a compressed file is, as http.server says; mimetypes calls it the coding of something else.
+_COMPRESSED = {"gzip": "application/gzip", "compress": "application/octet-stream", "bzip2": "application/x-bzip2",
+               "xz": "application/x-xz", "br": "application/octet-stream"}  # fmt: skip
+#: Text formats that declare their own encoding.
+_SELF_DECLARED = ("text/html", "text/xml")
+#: Errors of opening that mean: not here. EXDEV and ELOOP are links that lead out, which are none of the client's
+#: business.
+NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EXDEV, errno.ELOOP, errno.EILSEQ, errno.EINVAL)
+
+#: Content codings (RFC 9110 8.4.1, RFC 7932, RFC 8878) and how files of them are named; the best comes first.
+CODINGS = (("br", b".br"), ("zstd", b".zst"), ("gzip", b".gz"))
+
+#: Seconds for which it is remembered which precompressed files there are.
+_FRESH = 1.0
+#: Paths of which something is remembered. More, and all is forgotten: a client can't fill memory with names.
+_REMEMBERED = 10_000
+#: A year, which is what "immutable" files are cached for (RFC 8246; WhiteNoise says ten, RFC 2616 said one).
+_YEAR = 31536000
+
+
+def content_type(name: str) -> str:
+    """The media type for a file's name, with a charset where it has none of its own."""
+    guess, coding = mimetypes.guess_type(name, strict=False)
+    if coding:
+        return _COMPRESSED.get(coding, "application/octet-stream")
+    if guess is None:
+        return "application/octet-stream"
+    if guess.startswith("text/") and guess not in _SELF_DECLARED:
+        return guess + "; charset=utf-8"
+    return guess
+
+
+def resolve(target: str) -> tuple[bytes, bool, str] | None:
+    """A request target as a path beneath the root, whether it ends in a slash, and its query with the "?" (or "").
+
+    The path is relative, decoded, and without ".", ".." and empty segments, as RFC 3986 5.2.4 removes them; "" is the
+    root. None: not a target of GET (RFC 9112 3.2), or a NUL in it.
+    """
+    if not target.startswith("/"):
+        # The absolute form, which servers must accept (RFC 9112 3.2.2).
+        if not target.lower().startswith(("http://", "https://")):
+            return None
+        try:
+            parts = urlsplit(target)
+        except ValueError:
+            return None
+        target = (parts.path or "/") + ("?" + parts.query if parts.query else "")
+    raw, mark, query = target.partition("?")
+    path = unquote_to_bytes(raw.encode("latin-1"))
+    if b"\0" in path:
+        return None
+    relative, is_directory = normalize(path)
+    return relative, is_directory, mark + query
+
+
+def normalize(path: bytes) -> tuple[bytes, bool]:
+    """A decoded path as one beneath the root, and whether it names a directory.
+
+    Relative, without ".", ".." and empty segments, as RFC 3986 5.2.4 removes them; "" is the root.
+    """
+    if b"//" not in path and b"/." not in path:
+        return path.strip(b"/"), path.endswith(b"/") or not path
+    segments: list[bytes] = []
+    for segment in path.split(b"/"):
+        if segment == b"..":
+            del segments[-1:]
+        elif segment not in (b"", b"."):
+            segments.append(segment)
+    return b"/".join(segments), path.rsplit(b"/", 1)[-1] in (b"", b".", b"..")
+
+
+def redirect_target(root: str, path: bytes, query: str) -> str:
+    """A directory's own URL. root ends in a slash; query begins with "?" or is empty."""
+    # Segment by segment, so that it can't begin with "//", which would name another host.
+    return root + quote_from_bytes(path) + "/" + quote(query, safe="?=&;/:@!$'()*+,%~", encoding="latin-1")
+
+
+def page(title: str, body: str) -> bytes:
+    """A whole HTML page; title is escaped already. Names that are no UTF-8 keep their bytes."""
+    page = (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        "<style>td,th{padding:0 1em;text-align:left}.n{text-align:right}</style>\n"
+        f"</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+    return page.encode("utf-8", "surrogateescape")
+
+
+def accepted(field: str) -> Callable[[str], float]:
+    """How much a client wants a content coding, 0 (not at all) to 1, by its Accept-Encoding (RFC 9110 12.5.3)."""
+    wanted: dict[str, float] = {}
+    for item in field.lower().split(","):
+        name, *parameters = (part.strip() for part in item.split(";"))
+        quality = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                quality = float(parameter[2:]) if re.fullmatch(r"[01](\.[0-9]{0,3})?", parameter[2:]) else 0.0
+        if name:
+            wanted["gzip" if name == "x-gzip" else name] = min(quality, 1.0)
+    rest = wanted.get("*", 0.0)
+    return lambda coding: wanted.get(coding, rest)
+
+
+@dataclass
+class _Known:
+    """What is remembered of a path."""
+
+    content_type: str
+    fields: tuple[tuple[str, str], ...]
+    #: Codings of which there was a file, and until when that counts.
+    codings: tuple[tuple[str, bytes], ...]
+    until: float
+
+
+@dataclass
+class Found:
+    """An answer's content and fields."""
+
+    status: int
+    file: File | bytes
+    content_type: str
+    fields: tuple[tuple[str, str], ...] = ()
+
+    def close(self) -> None:
+        """Close the file."""
+        if isinstance(self.file, File):
+            self.file.close()
+
+
+class Site:
+    """Which file of a folder answers a path, and with what fields.
+
+    root: the folder, opened now. index: the file that answers for a directory; None: nothing does. The rest is
+    described at ``sendgate.wsgi.Files``.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        index: str | None = "index.html",
+        headers: Extra = (),
+        max_age: int | None = None,
+        immutable: str | Callable[[str], bool] | None = None,
+        content_types: Mapping[str, str] | None = None,
+        precompressed: bool = True,
+        error_pages: Mapping[int, str] | None = None,
+        hidden: bool = False,
+        follow_symlinks: bool = False,
+    ) -> None:
+        self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._index = None if index is None else os.fsencode(index)
+        self._headers = headers if callable(headers) else tuple(headers)
+        self._max_age = max_age
+        self._immutable = re.compile(immutable).search if isinstance(immutable, str) else immutable
+        self._content_types = {suffix.lower(): value for suffix, value in (content_types or {}).items()}
+        self._codings = CODINGS if precompressed else ()
+        self._error_pages = {status: os.fsencode(path) for status, path in (error_pages or {}).items()}
+        self._hidden = hidden
+        self._outside = follow_symlinks
+        self._known: dict[bytes, _Known] = {}
+
+    def close(self) -> None:
+        """Close the folder; again does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fd"):
+            self.close()
+
+    def find(self, path: bytes, accept_encoding: str | None) -> Found | None:
+        """The file for a decoded path, or the error that answers it. None: there is none.
+
+        IsADirectoryError: it is a directory, but the path doesn't end in a slash.
+        """
+        relative, is_directory = normalize(path)
+        if not self._hidden and (relative.startswith(b".") or b"/." in relative) and not _well_known(relative):
+            return None
+        if is_directory:
+            if self._index is None:
+                return None
+            relative = os.path.join(relative, self._index)
+        try:
+            return self._found(relative, accept_encoding)
+        except NotRegularError as error:
+            if error.errno == errno.EISDIR:
+                if is_directory or self._index is None:
+                    return None
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fsdecode(relative)) from None
+            return self.error(403)
+        except OSError as error:
+            if error.errno in NOT_FOUND:
+                return None
+            if error.errno in (errno.EACCES, errno.EPERM):
+                return self.error(403)
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                return self.error(503)
+            raise
+        except ValueError:
+            return self.error(400)  # a NUL in it
+
+    def error(self, status: int, fields: tuple[tuple[str, str], ...] = ()) -> Found:
+        """The page for an error: the site's own, or a short one."""
+        path = self._error_pages.get(status)
+        if path is not None:
+            try:
+                return Found(status, self._open(path), self._content_type(path), fields)
+            except (OSError, NotRegularError):
+                # One that doesn't exist is no reason for another error.
+                pass
+        return Found(status, error_page(status), "text/html; charset=utf-8", fields)
+
+    def redirect(self, location: str) -> Found:
+        """To a directory's own URL."""
+        title = reason(301)
+        link = f'<p><a href="{html.escape(location)}">{html.escape(location)}</a></p>'
+        body = page(title, f"<h1>{title}</h1>\n{link}")
+        return Found(301, body, "text/html; charset=utf-8", (("Location", location),))
+
+    def _open(self, path: bytes) -> File:
+        return open_beneath(self._fd, path, outside=self._outside)
+
+    def _found(self, path: bytes, accept_encoding: str | None) -> Found:
+        known = self._known.get(path)
+        if known is None or (self._codings and known.until < time.monotonic()):
+            # Only of what exists, so not by asking for other names.
+            file = self._open(path)
+            known = self._know(path)
+        else:
+            file = None
+        if known.codings and accept_encoding:
+            wants = accepted(accept_encoding)
+            # RFC 9110 12.5.3: identity is acceptable unless it is excluded; another is better only if it is wanted.
+            best = max(known.codings, key=lambda coding: wants(coding[0]))
+            if wants(best[0]) > 0:
+                try:
+                    compressed = self._open(path + best[1])
+                except (OSError, NotRegularError):
+                    pass  # gone since
+                else:
+                    if file is not None:
+                        file.close()
+                    fields = (*known.fields, ("Content-Encoding", best[0]))
+                    return Found(200, compressed, known.content_type, fields)
+        return Found(200, file or self._open(path), known.content_type, known.fields)
+
+    def _know(self, path: bytes) -> _Known:
+        """Look at all that doesn't depend on the request."""
+        name = os.fsdecode(path)
+        fields = list(self._headers(name) if callable(self._headers) else self._headers)
+        if not any(field.lower() == "cache-control" for field, _ in fields):
+            if self._immutable is not None and self._immutable(name):
+                fields.append(("Cache-Control", f"public, max-age={_YEAR}, immutable"))
+            elif self._max_age is not None:
+                fields.append(("Cache-Control", f"public, max-age={self._max_age}"))
+        codings = tuple(coding for coding in self._codings if self._has_newer(path, coding[1]))
+        if codings:
+            fields.append(("Vary", "Accept-Encoding"))
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        known = _Known(self._content_type(path), tuple(fields), codings, time.monotonic() + _FRESH)
+        self._known[path] = known
+        return known
+
+    def _has_newer(self, path: bytes, suffix: bytes) -> bool:
+        """Whether there is a compressed file that isn't older than what it was made of."""
+        try:
+            made = os.stat(path + suffix, dir_fd=self._fd).st_mtime_ns
+            return made >= os.stat(path, dir_fd=self._fd).st_mtime_ns
+        except OSError:
+            return False
+
+    def _content_type(self, path: bytes) -> str:
+        name = os.fsdecode(path)
+        own = self._content_types.get(os.path.splitext(name)[1].lower())
+        return content_type(name) if own is None else own
+
+
+def _well_known(path: bytes) -> bool:
+    """RFC 8615."""
+    return path.startswith(b".well-known/") and b"/." not in path
+
+
+def error_page(status: int) -> bytes:
+    """A short page that says no more than the status does."""
+    title = reason(status)
+    return page(title, f"<h1>{title}</h1>")
