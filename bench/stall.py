@@ -8,12 +8,15 @@ import argparse
 import dataclasses
 import json
 import os
+import socket
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from clients import Load, request_head
 from network import CONGESTION, check_congestion, enter_network
@@ -22,7 +25,6 @@ from servers import OUT, ROOT, Server, Unavailable, build, start_python, two_pro
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
-WARMUP_S = 1
 
 
 @dataclasses.dataclass
@@ -54,35 +56,61 @@ def command(server: Server, line: str) -> None:
 class Downloads:
     """The file, and those who read it."""
 
-    def __init__(self, file: Path, size: int, clients: int, load_cpu: int) -> None:
-        self.file, self.size, self.clients, self.load_cpu = file, size, clients, load_cpu
+    def __init__(self, file: Path, size: int, small: Path, clients: int, load_cpu: int) -> None:
+        self.file, self.size, self.small, self.clients, self.load_cpu = file, size, small, clients, load_cpu
 
-    def window(self, server: Server, how: str, seconds: float) -> tuple[Window, Disturbance]:
-        """Watch the loop for some seconds; how: idle, warm or cold."""
+    def window(self, start: Callable[[], Server], how: str, seconds: float) -> tuple[Window, Disturbance]:
+        """Watch the loop of a new server for some seconds; how: idle, warm or cold.
+
+        A new one each time, because some read on for minutes for clients that have hung up.
+        """
+        server = start()
         load = None
-        if how != "idle":
-            self.prepare(how)
-            head = request_head("GET", f"/{self.file.name}")
-            arguments = server.port, self.clients, seconds, self.size, CONGESTION
-            load = Load(self.load_cpu, head, "drain", *arguments, what=server.name)
-            load.ready()
-        watch = Watch(server.cpu_ns, *([load.cpu_ns] if load else []))
-        begun, before = time.monotonic(), server.cpu_ns()
-        command(server, "begin")
-        if load:
-            result = load.go()
-        else:
-            time.sleep(seconds)
-            result = {"seconds": seconds, "bytes": 0, "least": 0, "most": 0}
-        command(server, "end")
-        late = json.loads(server.process.stdout.readline())
-        cpu = (server.cpu_ns() - before) / 1e9 / (time.monotonic() - begun)
-        seen = watch.seen()
-        if load:
-            load.end()
-            server.wait_until_still()  # has noticed that its clients have hung up
+        try:
+            check_congestion(server)
+            self.make_used(server)
+            if how != "idle":
+                self.prepare(how)
+                head = request_head("GET", f"/{self.file.name}")
+                arguments = server.port, self.clients, seconds, self.size, CONGESTION
+                load = Load(self.load_cpu, head, "drain", *arguments, what=server.name)
+                load.ready()
+            watch = Watch(server.cpu_ns, *([load.cpu_ns] if load else []))
+            begun, before = time.monotonic(), server.cpu_ns()
+            command(server, "begin")
+            if load:
+                result = load.go()
+            else:
+                time.sleep(seconds)
+                result = {"seconds": seconds, "bytes": 0, "least": 0, "most": 0}
+            command(server, "end")
+            late = json.loads(server.process.stdout.readline())
+            cpu = (server.cpu_ns() - before) / 1e9 / (time.monotonic() - begun)
+            seen = watch.seen()
+        finally:
+            server.kill()
+            if load:
+                load.end()
         rate = result["bytes"] / result["seconds"]
         return Window(late, rate, result["least"], result["most"], cpu, seen), seen
+
+    def make_used(self, server: Server) -> None:
+        """Let it do what it does on first use: imports, threads, a sender."""
+        size = self.small.stat().st_size
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", server.port), 10) as client:
+                client.sendall(request_head("GET", f"/{self.small.name}"))
+                left, head = size, b""
+                while b"\r\n\r\n" not in head:
+                    head += client.recv(65536) or self.gave_up(server)
+                left -= len(head) - head.index(b"\r\n\r\n") - 4
+                while left > 0:
+                    left -= len(client.recv(65536) or self.gave_up(server))
+
+    @staticmethod
+    def gave_up(server: Server) -> NoReturn:
+        """The connection ended too early."""
+        raise SystemExit(f"{server.name} closed the connection in the middle of an answer")
 
     def prepare(self, how: str) -> None:
         """Put all of the file into the page cache, or none of it."""
@@ -166,30 +194,27 @@ def main() -> None:
     data = OUT / "files"
     data.mkdir(exist_ok=True)
     (data / "1k.bin").write_bytes(bytes(1024))
-    downloads = Downloads(data / "large.bin", args.size * MIB, args.clients, load_cpu)
+    # More than is sent without waiting.
+    small = data / "some.bin"
+    small.write_bytes(bytes(2 * MIB))
+    downloads = Downloads(data / "large.bin", args.size * MIB, small, args.clients, load_cpu)
     make_file(downloads.file, downloads.size)
     with tempfile.TemporaryDirectory(prefix="sendgate-bench-") as tmp:
         for n in range(args.rounds):
             print(f"round {n + 1} of {args.rounds}", file=sys.stderr)
             for name in list(wanted):
+                start = partial(servers[name], data=data, work=Path(tmp), cpus=cpus)
                 try:
-                    server = servers[name](data=data, work=Path(tmp), cpus=cpus)
+                    windows = {
+                        how: undisturbed(
+                            f"{name}, {how}", args.patience, partial(downloads.window, start, how, args.seconds)
+                        )[0]
+                        for how in ("idle", "warm", "cold")
+                    }
                 except Unavailable as reason:
                     print(f"skipped {name}: {reason}", file=sys.stderr)
                     wanted.remove(name)
                     continue
-                try:
-                    check_congestion(server)
-                    # What is made on first use is made here.
-                    downloads.window(server, "warm", WARMUP_S)
-                    windows = {
-                        how: undisturbed(
-                            f"{name}, {how}", args.patience, partial(downloads.window, server, how, args.seconds)
-                        )[0]
-                        for how in ("idle", "warm", "cold")
-                    }
-                finally:
-                    server.stop()
                 rounds.setdefault(name, []).append(windows)
     if not rounds:
         raise SystemExit("no server to measure")
