@@ -149,7 +149,8 @@ class Sender:
         """
         limits = _milliseconds(timeout, "timeout"), _milliseconds(total_timeout, "total_timeout"), min_rate
         sink = self._sink(_Sink(sock, *limits), try_now)
-        return self._submit(_Exchange(request, file, **arguments), sink, token)
+        given, result = self._submit(_Exchange(request, file, **arguments), sink, token)
+        return given or result
 
     def _sink(self, sink: _Sink, try_now: bool) -> _Sink:
         """The sink, made fit for a submit."""
@@ -162,8 +163,11 @@ class Sender:
             sink.c.flags = lib.SENDGATE_SINK_TRY_NOW
         return sink
 
-    def _submit(self, exchange: _Exchange, sink: _Sink, token: Any) -> int | Result:
-        """Hand over what is closed here when the library no longer needs it."""
+    def _submit(self, exchange: _Exchange, sink: _Sink, token: Any) -> tuple[int, Result]:
+        """Hand over what is closed here when the library no longer needs it.
+
+        Returns its id, or 0 if it is complete, and what happened so far.
+        """
         memory = exchange.memory
         submitted = _Submitted(token, memory)
         key = id(submitted)
@@ -174,8 +178,7 @@ class Sender:
             result = _new(_RESULT)
             name = ffi.cast("void *", key)
             code = lib.sendgate_sender_submit(self._use(), exchange.c, sink.c, name, given, result)
-            complete = _finish(code, result, None)
-            return complete if code == lib.SENDGATE_OK else int(given[0])
+            return int(given[0]), _finish(code, result, None)
         finally:
             # Asked of the library's output, because a signal handler may raise as soon as the call has returned. No id
             # is 0.
