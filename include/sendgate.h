@@ -4,13 +4,15 @@
  *
  * These rules hold for everything below unless a comment says otherwise.
  *  Status   0 is done, negative is an error, positive is not finished yet. Outputs come
- *           last and are written only when it is >= 0; sendgate_result always, unless NULL.
+ *           last and are written only when it is >= 0; sendgate_result and sendgate_received
+ *           always, unless NULL.
  *  Structs  `size` is the caller's sizeof; zero means default. Members are only ever added
  *           at the end: missing ones read as zero, unknown non-zero ones are refused, and
  *           outputs are never written past `size`. Structs without `size` never change.
  *             sendgate_request req = {0}; req.size = sizeof req;
  *           A size that ends before the members without which nothing can be done (method,
- *           rep->length, ex->rep, keep_alive, sink->flags, connection) is SENDGATE_ERR_SIZE.
+ *           rep->length, ex->rep, keep_alive, sink->flags, connection, source->flags, received)
+ *           is SENDGATE_ERR_SIZE.
  *  Bytes    sendgate_str is borrowed and not NUL-terminated. ptr NULL is absent; ptr set with
  *           len 0 is present and empty. Inputs are read during the call and not kept,
  *           except rep->memory, a sink's user and descriptors, until the response is done.
@@ -206,6 +208,12 @@ extern "C" {
  * Cut short, or not finished yet: close it, and send nothing more.
  */
 #define SENDGATE_CONN_BROKEN 3
+
+/**
+ * Take what is there, and don't wait for more: SENDGATE_WANT_READ or _WRITE says what to wait for
+ * before the call is made again, for the rest. Timeouts are then the caller's.
+ */
+#define SENDGATE_SOURCE_TRY_NOW 1
 
 /**
  * Sends responses on one thread of its own, any number at once, so that no thread of yours waits
@@ -493,6 +501,86 @@ typedef struct sendgate_decision {
 /**
  * For TLS in user space; kernel TLS needs only fd.
  *
+ * Put up to cap bytes into data, set *len and return SENDGATE_OK, where a *len of 0 is the end of
+ * the stream; or put none there and return SENDGATE_WANT_READ, SENDGATE_WANT_WRITE or an error. A
+ * *len above cap is SENDGATE_ERR_INVALID, never believed. Must not unwind.
+ *
+ * One that waits can't be interrupted: only the total timeout holds, between two calls.
+ */
+typedef sendgate_status (*sendgate_read_fn)(void *user, uint8_t *data, size_t cap, size_t *len);
+
+/**
+ * Where the content of a request comes from, and how long that may take. Times and rates count
+ * bytes as they are taken from the socket.
+ */
+typedef struct sendgate_source {
+    /**
+     * sizeof(sendgate_source).
+     */
+    size_t size;
+    /**
+     * Set: used for every byte; fd is then only waited on, and -1 means never wait: an answer
+     * of SENDGATE_WANT_READ or _WRITE is SENDGATE_ERR_BLOCKING.
+     */
+    sendgate_read_fn read;
+    /**
+     * Passed to read.
+     */
+    void *user;
+    /**
+     * A stream socket: TCP or UNIX.
+     */
+    int32_t fd;
+    /**
+     * SENDGATE_SOURCE_ flags.
+     */
+    uint32_t flags;
+    /**
+     * Longest time in which nothing comes, in milliseconds; 0 means 60000. Noticed at most a
+     * quarter later.
+     */
+    uint32_t idle_timeout_ms;
+    /**
+     * For all that was asked for, in milliseconds; 0 means no limit.
+     */
+    uint32_t total_timeout_ms;
+    /**
+     * The least that has to come in each period of idle_timeout_ms, in bytes per second; 0 means
+     * any. Less is SENDGATE_ERR_TIMEOUT.
+     */
+    uint64_t min_rate;
+} sendgate_source;
+
+/**
+ * What came. Written by every call that takes one, also when it fails.
+ */
+typedef struct sendgate_received {
+    /**
+     * sizeof(sendgate_received).
+     */
+    size_t size;
+    /**
+     * As returned.
+     */
+    sendgate_status status;
+    /**
+     * For SENDGATE_ERR_IO and SENDGATE_ERR_PEER_CLOSED, else 0.
+     */
+    int32_t sys_errno;
+    /**
+     * Bytes that this call has taken from the source.
+     */
+    uint64_t received;
+    /**
+     * Those of them that are in the buffer or the file, from its start or offset on. Fewer than
+     * received only if a file has failed: the others are lost.
+     */
+    uint64_t stored;
+} sendgate_received;
+
+/**
+ * For TLS in user space; kernel TLS needs only fd.
+ *
  * Take up to len bytes, set *written and return SENDGATE_OK; or take none and return
  * SENDGATE_WANT_WRITE, SENDGATE_WANT_READ or an error. A *written of 0 or above len is
  * SENDGATE_ERR_INVALID, never believed. Must neither use the same handle nor unwind. Gets at most
@@ -685,8 +773,8 @@ typedef struct sendgate_completion {
 #define SENDGATE_WANT_WRITE 1
 
 /**
- * From a sendgate_write_fn: again when the socket is readable. From
- * sendgate_request_from_head: the head is not complete.
+ * From a sendgate_write_fn or sendgate_read_fn, or with SENDGATE_SOURCE_TRY_NOW: again when the
+ * socket is readable. From sendgate_request_from_head: the head is not complete.
  */
 #define SENDGATE_WANT_READ 2
 
@@ -799,6 +887,11 @@ typedef struct sendgate_completion {
 #define SENDGATE_ERR_FORKED -18
 
 /**
+ * sendgate_receive: the peer has ended before all that was asked for had come.
+ */
+#define SENDGATE_ERR_INCOMPLETE -19
+
+/**
  * The loaded library: major << 16 | minor << 8 | patch.
  */
 uint32_t sendgate_version(void);
@@ -907,6 +1000,39 @@ sendgate_status sendgate_head_fields(const struct sendgate_exchange *ex,
                                      size_t scratch_cap,
                                      size_t *n_fields,
                                      size_t *needed);
+
+/**
+ * Take len bytes of a request's content from the source and put them into buf: any memory, a
+ * mapping of a file too. Nothing behind them is taken. Blocking, unless SENDGATE_SOURCE_TRY_NOW is
+ * set; the socket may be blocking or not. Whatever is returned, the first out->received bytes of buf
+ * are what came, and another call can go on behind them. out may be NULL.
+ *
+ * What was read together with the request's head is the caller's to put there first. Content in
+ * chunks (Transfer-Encoding) is taken as it comes. SENDGATE_ERR_INCOMPLETE: the peer has ended.
+ * SENDGATE_ERR_PEER_CLOSED: a reset. SENDGATE_ERR_IO with EFAULT: buf can't be written, or is a
+ * mapping of a file that was cut short.
+ */
+sendgate_status sendgate_receive(const struct sendgate_source *source,
+                                 uint8_t *buf,
+                                 size_t len,
+                                 struct sendgate_received *out);
+
+/**
+ * As sendgate_receive, into a regular file: len bytes from offset on, whatever was there. The kernel
+ * moves them there without passing them to this process (splice) if there are many of them and it
+ * can, and a blocking socket has O_NONBLOCK meanwhile. The file's own position stays where it is.
+ *
+ * Before anything is taken: SENDGATE_ERR_NOT_REGULAR; SENDGATE_ERR_IO with EBADF (the file is not
+ * open for writing), EINVAL (it has O_APPEND) or EFBIG (RLIMIT_FSIZE; no SIGXFSZ is raised).
+ * Later SENDGATE_ERR_IO with ENOSPC, EDQUOT, EIO and the like: the file has out->stored bytes of it,
+ * and the out->received - out->stored bytes that were taken but not written are lost. What the peer
+ * has yet to send is len - out->received bytes.
+ */
+sendgate_status sendgate_receive_file(const struct sendgate_source *source,
+                                      int32_t fd,
+                                      uint64_t offset,
+                                      uint64_t len,
+                                      struct sendgate_received *out);
 
 /**
  * Blocking: decide, send head and body, and return when the response is complete or has failed.

@@ -7,6 +7,7 @@
 //! 3. `transfer` moves it step by step through `io`. Three drivers give an `answer` with it: `respond` waits
 //!    until it is done, `resumable` is stepped by the caller, `sender` does any number of them on a thread of its own.
 //!    `deadline` says how long that may take.
+//!    The other way, `receive` takes what a peer sends.
 //! 4. [`ffi`] is the C ABI: `include/sendgate.h`.
 
 #![cfg_attr(not(feature = "sender"), allow(dead_code, reason = "what only the sender uses"))]
@@ -18,6 +19,7 @@ pub mod http;
 pub(crate) mod io;
 pub(crate) mod memory;
 pub(crate) mod plan;
+pub(crate) mod receive;
 pub(crate) mod respond;
 pub(crate) mod resumable;
 pub(crate) mod sender;

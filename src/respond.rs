@@ -109,7 +109,7 @@ fn drive<I: Io>(
 }
 
 /// Waits; a signal, an error on the socket and the end of the time all mean: try again and see.
-fn wait_for(fd: RawFd, interest: Interest, time: Duration) -> Result<(), Cut> {
+pub(crate) fn wait_for(fd: RawFd, interest: Interest, time: Duration) -> Result<(), Cut> {
     let events = match interest {
         Interest::Write => libc::POLLOUT,
         Interest::Read => libc::POLLIN,

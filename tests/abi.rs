@@ -77,7 +77,7 @@ fn declared() -> BTreeSet<String> {
             names.insert(before[start..].to_owned());
         }
     }
-    names.remove("sendgate_status"); // of sendgate_write_fn
+    names.remove("sendgate_status"); // of sendgate_write_fn and sendgate_read_fn
     names
 }
 

@@ -280,12 +280,7 @@ pub(crate) unsafe fn read_sink(p: *const sendgate_sink) -> Result<SinkInput, Err
     if sink.flags & !(SENDGATE_SINK_SIGPIPE_IGNORED | SENDGATE_SINK_TRY_NOW) != 0 || sink.fd < -1 {
         return Err(Error::INVALID);
     }
-    let milliseconds = |number: u32| Duration::from_millis(u64::from(number));
-    let limits = Limits {
-        idle: milliseconds(if sink.idle_timeout_ms == 0 { 60_000 } else { sink.idle_timeout_ms }),
-        total: (sink.total_timeout_ms != 0).then(|| milliseconds(sink.total_timeout_ms)),
-        min_rate: sink.min_rate,
-    };
+    let limits = limits(sink.idle_timeout_ms, sink.total_timeout_ms, sink.min_rate);
     let try_now = sink.flags & SENDGATE_SINK_TRY_NOW != 0;
     let sigpipe_ignored = sink.flags & SENDGATE_SINK_SIGPIPE_IGNORED != 0;
     let fd = (sink.fd >= 0).then_some(sink.fd);
@@ -295,4 +290,14 @@ pub(crate) unsafe fn read_sink(p: *const sendgate_sink) -> Result<SinkInput, Err
         (None, None) => return Err(Error::INVALID),
     };
     Ok(SinkInput { sink, limits, try_now })
+}
+
+/// What a sink or a source says of time.
+pub(crate) fn limits(idle_ms: u32, total_ms: u32, min_rate: u64) -> Limits {
+    let milliseconds = |number: u32| Duration::from_millis(u64::from(number));
+    Limits {
+        idle: milliseconds(if idle_ms == 0 { 60_000 } else { idle_ms }),
+        total: (total_ms != 0).then(|| milliseconds(total_ms)),
+        min_rate,
+    }
 }

@@ -6,6 +6,7 @@
 #![expect(clippy::missing_safety_doc)]
 
 pub mod decide;
+pub mod receive;
 pub mod send;
 pub mod sender;
 pub mod simple;
@@ -88,6 +89,15 @@ impl From<Cut> for Error {
             Cut::Failure(failure) => failure.into(),
             Cut::Timeout => Self::new(SENDGATE_ERR_TIMEOUT),
             Cut::NoDescriptor => Self::new(SENDGATE_ERR_BLOCKING),
+        }
+    }
+}
+
+impl From<crate::receive::Cut> for Error {
+    fn from(cut: crate::receive::Cut) -> Self {
+        match cut {
+            crate::receive::Cut::Incomplete => Self::new(SENDGATE_ERR_INCOMPLETE),
+            crate::receive::Cut::Other(cut) => cut.into(),
         }
     }
 }

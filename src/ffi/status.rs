@@ -12,8 +12,8 @@ pub type sendgate_status = i32;
 pub const SENDGATE_OK: sendgate_status = 0;
 /// Would block: call again when the socket is writable.
 pub const SENDGATE_WANT_WRITE: sendgate_status = 1;
-/// From a sendgate_write_fn: again when the socket is readable. From
-/// sendgate_request_from_head: the head is not complete.
+/// From a sendgate_write_fn or sendgate_read_fn, or with SENDGATE_SOURCE_TRY_NOW: again when the
+/// socket is readable. From sendgate_request_from_head: the head is not complete.
 pub const SENDGATE_WANT_READ: sendgate_status = 2;
 /// Budget spent: call again, without waiting first.
 pub const SENDGATE_YIELD: sendgate_status = 3;
@@ -62,7 +62,9 @@ pub const SENDGATE_ERR_REQUEST: sendgate_status = -17;
 /// The sender's thread is in the process that made it, and this is a child of that process
 /// (fork(2)): make a new one here.
 pub const SENDGATE_ERR_FORKED: sendgate_status = -18;
-// Last added: -18, and 5.
+/// sendgate_receive: the peer has ended before all that was asked for had come.
+pub const SENDGATE_ERR_INCOMPLETE: sendgate_status = -19;
+// Last added: -19, and 5.
 
 const fn c_str(with_nul: &'static str) -> &'static CStr {
     match CStr::from_bytes_with_nul(with_nul.as_bytes()) {
@@ -102,6 +104,7 @@ const TABLE: &[(sendgate_status, &CStr, &CStr)] = table![
     SENDGATE_ERR_CHANGED "The file changed while it was sent.",
     SENDGATE_ERR_REQUEST "Not a request head of HTTP/1.",
     SENDGATE_ERR_FORKED "The sender belongs to the parent process: make a new one after fork.",
+    SENDGATE_ERR_INCOMPLETE "The peer ended before all of it had come.",
 ];
 
 fn row(status: sendgate_status) -> Option<&'static (sendgate_status, &'static CStr, &'static CStr)> {

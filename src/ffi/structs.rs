@@ -39,6 +39,8 @@ c_struct! {
     sendgate_decision: keep_alive content_length body_length n_ranges;
     sendgate_sink: flags idle_timeout_ms total_timeout_ms min_rate;
     sendgate_result: connection head_sent body_sent body_length;
+    sendgate_source: flags idle_timeout_ms total_timeout_ms min_rate;
+    sendgate_received: received stored;
     sendgate_sender_options: turn_bytes on_ready user;
 }
 

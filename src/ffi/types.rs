@@ -332,6 +332,71 @@ pub struct sendgate_result {
     pub body_length: u64,
 }
 
+// ---- Where content comes from ----
+
+/// For TLS in user space; kernel TLS needs only fd.
+///
+/// Put up to cap bytes into data, set *len and return SENDGATE_OK, where a *len of 0 is the end of
+/// the stream; or put none there and return SENDGATE_WANT_READ, SENDGATE_WANT_WRITE or an error. A
+/// *len above cap is SENDGATE_ERR_INVALID, never believed. Must not unwind.
+///
+/// One that waits can't be interrupted: only the total timeout holds, between two calls.
+pub type sendgate_read_fn = Option<
+    unsafe extern "C" fn(
+        user: *mut c_void,
+        data: *mut u8,
+        cap: usize,
+        len: *mut usize,
+    ) -> super::status::sendgate_status,
+>;
+
+/// Take what is there, and don't wait for more: SENDGATE_WANT_READ or _WRITE says what to wait for
+/// before the call is made again, for the rest. Timeouts are then the caller's.
+pub const SENDGATE_SOURCE_TRY_NOW: u32 = 0x1;
+
+/// Where the content of a request comes from, and how long that may take. Times and rates count
+/// bytes as they are taken from the socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct sendgate_source {
+    /// sizeof(sendgate_source).
+    pub size: usize,
+    /// Set: used for every byte; fd is then only waited on, and -1 means never wait: an answer
+    /// of SENDGATE_WANT_READ or _WRITE is SENDGATE_ERR_BLOCKING.
+    pub read: sendgate_read_fn,
+    /// Passed to read.
+    pub user: *mut c_void,
+    /// A stream socket: TCP or UNIX.
+    pub fd: i32,
+    /// SENDGATE_SOURCE_ flags.
+    pub flags: u32,
+    /// Longest time in which nothing comes, in milliseconds; 0 means 60000. Noticed at most a
+    /// quarter later.
+    pub idle_timeout_ms: u32,
+    /// For all that was asked for, in milliseconds; 0 means no limit.
+    pub total_timeout_ms: u32,
+    /// The least that has to come in each period of idle_timeout_ms, in bytes per second; 0 means
+    /// any. Less is SENDGATE_ERR_TIMEOUT.
+    pub min_rate: u64,
+}
+
+/// What came. Written by every call that takes one, also when it fails.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct sendgate_received {
+    /// sizeof(sendgate_received).
+    pub size: usize,
+    /// As returned.
+    pub status: super::status::sendgate_status,
+    /// For SENDGATE_ERR_IO and SENDGATE_ERR_PEER_CLOSED, else 0.
+    pub sys_errno: i32,
+    /// Bytes that this call has taken from the source.
+    pub received: u64,
+    /// Those of them that are in the buffer or the file, from its start or offset on. Fewer than
+    /// received only if a file has failed: the others are lost.
+    pub stored: u64,
+}
+
 // ---- The background sender ----
 
 /// How a sender works. NULL in place of it means zeros.
@@ -398,6 +463,8 @@ mod layout {
     const _: () = assert!(size_of::<sendgate_decision>() == 40);
     const _: () = assert!(size_of::<sendgate_sink>() == 48);
     const _: () = assert!(size_of::<sendgate_result>() == 48);
+    const _: () = assert!(size_of::<sendgate_source>() == 48);
+    const _: () = assert!(size_of::<sendgate_received>() == 32);
     const _: () = assert!(size_of::<sendgate_sender_options>() == 32);
     const _: () = assert!(size_of::<sendgate_completion>() == 64);
 }

@@ -83,6 +83,38 @@ impl From<io::Error> for FileError {
     }
 }
 
+/// fstat(2) of a regular file.
+fn regular(fd: RawFd) -> Result<libc::stat, FileError> {
+    let status = fstat(fd)?;
+    match status.st_mode & libc::S_IFMT {
+        libc::S_IFREG => Ok(status),
+        libc::S_IFDIR => Err(FileError::NotRegular(libc::EISDIR)),
+        libc::S_IFIFO | libc::S_IFSOCK => Err(FileError::NotRegular(libc::ESPIPE)),
+        _ => Err(FileError::NotRegular(libc::ENODEV)),
+    }
+}
+
+/// Whether bytes can be written to this file at an offset: what a write would find too late, when they have been taken
+/// from where they were. `end`: the offset behind the last of them.
+pub(crate) fn check_writable(fd: RawFd, end: u64) -> Result<(), FileError> {
+    regular(fd)?;
+    let refuse = |number| Err(FileError::System(io::Error::from_raw_os_error(number)));
+    let flags = status_flags(fd)?;
+    if flags & libc::O_PATH != 0 || flags & libc::O_ACCMODE == libc::O_RDONLY {
+        return refuse(libc::EBADF);
+    }
+    // pwrite(2), BUGS: Linux then appends, whatever the offset.
+    if flags & libc::O_APPEND != 0 {
+        return refuse(libc::EINVAL);
+    }
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // A write beyond this limit raises SIGXFSZ, which ends a process that doesn't expect it.
+    if syscall!(getrlimit(libc::RLIMIT_FSIZE, &raw mut limit)).is_ok() && end > limit.rlim_cur {
+        return refuse(libc::EFBIG);
+    }
+    Ok(())
+}
+
 /// A file's metadata.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Metadata {
@@ -97,13 +129,7 @@ pub(crate) struct Metadata {
 impl Metadata {
     /// One fstat(2), and for a file that says it is empty a pread(2) to see whether it is.
     pub(crate) fn of(fd: RawFd) -> Result<Self, FileError> {
-        let status = fstat(fd)?;
-        match status.st_mode & libc::S_IFMT {
-            libc::S_IFREG => {}
-            libc::S_IFDIR => return Err(FileError::NotRegular(libc::EISDIR)),
-            libc::S_IFIFO | libc::S_IFSOCK => return Err(FileError::NotRegular(libc::ESPIPE)),
-            _ => return Err(FileError::NotRegular(libc::ENODEV)),
-        }
+        let status = regular(fd)?;
         let size = u64::try_from(status.st_size).map_err(|_| FileError::NotRegular(libc::EOVERFLOW))?;
         if size == 0 {
             // Nearly all of procfs says that it is a regular file of length 0, and has content.

@@ -5,6 +5,7 @@ pub(crate) mod file;
 pub(crate) mod nonblocking;
 pub(crate) mod sigpipe;
 pub(crate) mod socket;
+pub(crate) mod source;
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -23,7 +24,7 @@ pub(crate) enum Fault {
     Closed(i32),
     /// Any other errno.
     System(i32),
-    /// What a write callback said: an error code of its own.
+    /// What a callback said: an error code of its own.
     Callback(i32),
 }
 
@@ -32,7 +33,7 @@ pub(crate) enum Fault {
 pub(crate) enum Interest {
     /// The socket can take more.
     Write,
-    /// A write callback said so: TLS renegotiates.
+    /// The peer has sent something. When sending, a write callback said so: TLS renegotiates.
     Read,
 }
 

@@ -91,6 +91,23 @@ OFFSET(sendgate_sink, idle_timeout_ms, 32);
 OFFSET(sendgate_sink, total_timeout_ms, 36);
 OFFSET(sendgate_sink, min_rate, 40);
 
+ASSERT(sendgate_source_size, sizeof(struct sendgate_source) == 48);
+OFFSET(sendgate_source, size, 0);
+OFFSET(sendgate_source, read, 8);
+OFFSET(sendgate_source, user, 16);
+OFFSET(sendgate_source, fd, 24);
+OFFSET(sendgate_source, flags, 28);
+OFFSET(sendgate_source, idle_timeout_ms, 32);
+OFFSET(sendgate_source, total_timeout_ms, 36);
+OFFSET(sendgate_source, min_rate, 40);
+
+ASSERT(sendgate_received_size, sizeof(struct sendgate_received) == 32);
+OFFSET(sendgate_received, size, 0);
+OFFSET(sendgate_received, status, 8);
+OFFSET(sendgate_received, sys_errno, 12);
+OFFSET(sendgate_received, received, 16);
+OFFSET(sendgate_received, stored, 24);
+
 ASSERT(sendgate_sender_options_size, sizeof(struct sendgate_sender_options) == 32);
 OFFSET(sendgate_sender_options, size, 0);
 OFFSET(sendgate_sender_options, max_in_flight, 8);

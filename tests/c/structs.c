@@ -5,12 +5,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #define N(array) (sizeof array / sizeof *array)
 #define EXTRA 64
 
-static int file, dir, sockets[2];
+static int file, writable, dir, sockets[2];
 static struct ask ask;
 static sendgate_sender *sender;
 
@@ -22,12 +23,12 @@ static void fresh(void)
 
 /* ---- Sizes ---- */
 
-enum input { REQUEST, REP, EXCHANGE, SINK, OPTIONS, N_INPUTS };
-static const char *const input_names[] = {"request", "rep", "exchange", "sink", "sender options"};
+enum input { REQUEST, REP, EXCHANGE, SINK, OPTIONS, SOURCE, N_INPUTS };
+static const char *const input_names[] = {"request", "rep", "exchange", "sink", "sender options", "source"};
 /* What 0.1.0 has, and the least it takes: up to the members without which nothing can be done. Both are
  * accepted for ever, and between them what ends with a member. */
-static const size_t sizes_now[] = {160, 88, 72, 48, 32};
-static const size_t least_sizes[] = {24, 40, 24, 32, 16};
+static const size_t sizes_now[] = {160, 88, 72, 48, 32, 48};
+static const size_t least_sizes[] = {24, 40, 24, 32, 16, 32};
 
 /* Whether a struct that now has `now` bytes may have `size`: no member is cut in two. */
 static int is_size(size_t now, size_t least, size_t size)
@@ -42,7 +43,7 @@ static int is_size(size_t now, size_t least, size_t size)
         return size == 40 || size == 48 || size == 56 || size == 72;
     if (now == sizeof(sendgate_exchange))
         return size % (size < 56 ? 8 : 4) == 0;
-    /* The sink, the only one that needs 32 bytes, has its two times between them and 40. */
+    /* The sink and the source, the only ones that need 32 bytes, have two times between them and 40. */
     return size % (least == 32 && size < 40 ? 4 : 8) == 0;
 }
 
@@ -87,6 +88,15 @@ static sendgate_status with_input(enum input input, void *copy)
         sendgate_sender_free(made);
         return status;
     }
+    case SOURCE: {
+        uint8_t byte;
+        MUST(send(sockets[1], "ab", 2, 0) == 2);
+        sendgate_status status = sendgate_receive(copy, &byte, 1, NULL);
+        CHECK_STATUS(sendgate_receive_file(copy, writable, 0, 1, NULL), status);
+        char rest[2];
+        CHECK_INT(recv(sockets[0], rest, 2, MSG_DONTWAIT), status == SENDGATE_OK ? -1 : 2);
+        return status;
+    }
     default:
         sink = copy;
     }
@@ -117,6 +127,10 @@ static void input_sizes(void)
     sendgate_sender_options options;
     memset(&options, 0, sizeof options);
     options.size = sizeof options;
+    sendgate_source source;
+    memset(&source, 0, sizeof source);
+    source.size = sizeof source;
+    source.fd = sockets[0];
     for (int input = 0; input < N_INPUTS; input++) {
         size_t now = sizes_now[input], least = least_sizes[input];
         size_t sizes[] = {sizeof(size_t), least - 1, least, least + 1, least + 4, least + 8, now - 8, now - 1, now, now + 1, now + 8, 4096};
@@ -127,7 +141,7 @@ static void input_sizes(void)
                 if (size <= now && garbage)
                     continue;
                 fresh();
-                const void *original[] = {&ask.request, &ask.rep, &ask.exchange, &ask.sink, &options};
+                const void *original[] = {&ask.request, &ask.rep, &ask.exchange, &ask.sink, &options, &source};
                 check_case("%s of %zu bytes%s", input_names[input], size, garbage ? ", unknown members set" : "");
                 /* An allocation of exactly that size: reading on is seen by ASan and Valgrind. */
                 char *copy = calloc(1, size);
@@ -148,7 +162,7 @@ static void input_sizes(void)
         static const size_t impossible[] = {0, 1, 7, (size_t)PTRDIFF_MAX + 1, SIZE_MAX};
         for (size_t i = 0; i < N(impossible); i++) {
             fresh();
-            const void *original[] = {&ask.request, &ask.rep, &ask.exchange, &ask.sink, &options};
+            const void *original[] = {&ask.request, &ask.rep, &ask.exchange, &ask.sink, &options, &source};
             check_case("%s of %zu bytes", input_names[input], impossible[i]);
             char *copy = malloc(now);
             MUST(copy != NULL);
@@ -291,6 +305,20 @@ static sendgate_status fill_pull_result(void *out)
     return status;
 }
 
+static sendgate_status fill_received(void *out)
+{
+    uint8_t byte;
+    sendgate_source source;
+    memset(&source, 0, sizeof source);
+    source.size = sizeof source;
+    source.fd = sockets[0];
+    MUST(send(sockets[1], "a", 1, 0) == 1);
+    sendgate_status status = sendgate_receive(&source, &byte, 1, out);
+    /* Refused: it is still there. */
+    CHECK_INT(recv(sockets[0], &byte, 1, MSG_DONTWAIT), status == SENDGATE_OK ? -1 : 1);
+    return status;
+}
+
 static sendgate_status fill_file_result(void *out)
 {
     return sendgate_response_file_fd(&ask.sink, NULL, 200, NULL, 0, dup(file), out);
@@ -317,6 +345,7 @@ static void output_sizes(void)
     output_size("result of submit", 48, 24, fill_submit_result);
     output_size("result of step", 48, 24, fill_step_result);
     output_size("result of pull", 48, 24, fill_pull_result);
+    output_size("received", 32, 24, fill_received);
     output_size("result of response_file_fd", 48, 24, fill_file_result);
     output_size("result of response_file_fd_range", 48, 24, fill_range_result);
     output_size("result of response_file_conditional", 48, 24, fill_conditional_result);
@@ -500,7 +529,7 @@ static void nulls(void)
     CHECK(sendgate_respond_fd(sockets[0], -1, NULL, 0, NULL, NULL, 0, NULL, NULL, NULL) < 0);
 
     check_case("texts of unknown codes");
-    static const sendgate_status unknown[] = {INT32_MIN, -1000, -19, 6, 1000, INT32_MAX};
+    static const sendgate_status unknown[] = {INT32_MIN, -1000, -20, 6, 1000, INT32_MAX};
     for (size_t i = 0; i < N(unknown); i++) {
         CHECK(strlen(sendgate_status_name(unknown[i])) > 0);
         CHECK(strlen(sendgate_status_message(unknown[i])) > 0);
@@ -691,6 +720,8 @@ int main(void)
 {
     check_begin();
     file = file_make("answer", 1000);
+    writable = open("written", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    MUST(writable >= 0);
     dir = open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     MUST(dir >= 0);
     make_pair(UNIX_PAIR, 1, sockets);
@@ -706,6 +737,7 @@ int main(void)
     check_case("descriptors");
     CHECK_INT(open_fds(), before);
     close(file);
+    close(writable);
     close(dir);
     close(sockets[0]);
     close(sockets[1]);
