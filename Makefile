@@ -2,7 +2,7 @@
 # checkout changes, but for Debian packages that tests need, which `make test` installs where it may.
 
 .DEFAULT_GOAL := help
-.PHONY: help lib header serve test test-rust test-python test-examples lint bench bench-decide bench-run bench-slow bench-stall bench-peers soak doc clean setup-system setup-python setup-dev
+.PHONY: help lib header serve test test-rust test-python test-examples lint bench bench-decide bench-run bench-slow bench-stall bench-python bench-peers soak doc clean setup-system setup-python setup-dev
 
 CARGO ?= cargo
 PYTHON_RUN = .venv/bin/python
@@ -52,6 +52,7 @@ bench: examples bench-peers bench-decide ## all benchmarks, 25 minutes; needs ro
 	python3 bench/run.py
 	python3 bench/slow.py
 	python3 bench/stall.py
+	python3 bench/python.py
 
 bench-run: examples ## the C example against a floor, nginx and Go: CPU time per request
 	python3 bench/run.py
@@ -61,6 +62,9 @@ bench-slow: examples bench-peers ## ten thousand clients that ask and don't read
 
 bench-stall: bench-peers ## how long a hundred downloads hold up an asyncio event loop
 	python3 bench/stall.py
+
+bench-python: bench-peers ## file servers in Python: CPU time per request beside hello-world's
+	python3 bench/python.py
 
 bench-peers: setup-python
 	@sh bench/setup-peers.sh

@@ -97,6 +97,31 @@ def start(name: str, command: list[str], cpus: set[int], env: dict[str, str] | N
     return Server(name, process, int(line.rsplit(":", 1)[1]), [process.pid])
 
 
+def start_inherited(name: str, command: list[str], cpus: set[int], env: dict[str, str]) -> Server:
+    """Start a server that is given its listening socket: "{fd}" in the command is its number.
+
+    Whatever processes it has when it has answered once are measured.
+    """
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        fd, port = listener.fileno(), listener.getsockname()[1]
+        process = subprocess.Popen(
+            [part.replace("{fd}", str(fd)) for part in command],
+            pass_fds=[fd],
+            env={**os.environ, **env},
+            preexec_fn=lambda: os.sched_setaffinity(0, cpus),
+        )
+    try:
+        with socket.create_connection(("127.0.0.1", port), 30) as client:
+            client.sendall(b"HEAD /1k.bin HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            if not client.recv(4096):
+                raise SystemExit(f"{name} did not answer")
+    except OSError as error:
+        process.kill()
+        raise SystemExit(f"{name} did not start: {error}") from None
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return Server(name, process, port, [process.pid, *map(int, children)])
+
+
 def start_floor(data: Path, work: Path, cpus: set[int]) -> Server:
     """floor.c."""
     return start("floor", [str(build("floor")), "0", str(data)], cpus)

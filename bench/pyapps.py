@@ -1,0 +1,71 @@
+"""The applications that python.py measures: each serves the folder that SENDGATE_BENCH_DATA names.
+
+Loaded by gunicorn and uvicorn as pyapps:NAME; only what is asked for is imported. WhiteNoise and ServeStatic look at all
+files when they start, which is their way; the others look at a file when it is asked for.
+"""
+
+import os
+from typing import Any
+
+DATA = os.environ["SENDGATE_BENCH_DATA"]
+
+
+def _hello() -> Any:
+    def hello(environ: dict, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "12")])
+        return [b"Hello world\n"]
+
+    return hello
+
+
+def _files() -> Any:
+    import sendgate.wsgi
+
+    return sendgate.wsgi.Files(DATA)
+
+
+def _conditional() -> Any:
+    import sendgate.wsgi
+
+    def application(environ: dict, start_response: Any) -> Any:
+        file = open(DATA + environ["PATH_INFO"], "rb")
+        start_response("200 OK", [("Content-Type", "application/octet-stream")])
+        return environ["wsgi.file_wrapper"](file)
+
+    return sendgate.wsgi.Conditional(application)
+
+
+def _missing(environ: dict, start_response: Any) -> list[bytes]:
+    start_response("404 Not Found", [("Content-Length", "0")])
+    return []
+
+
+def _whitenoise() -> Any:
+    from whitenoise import WhiteNoise
+
+    return WhiteNoise(_missing, root=DATA)
+
+
+def _servestatic() -> Any:
+    from servestatic import ServeStatic
+
+    return ServeStatic(_missing, root=DATA)
+
+
+def _werkzeug() -> Any:
+    from werkzeug.utils import send_from_directory
+
+    def application(environ: dict, start_response: Any) -> Any:
+        return send_from_directory(DATA, environ["PATH_INFO"][1:], environ)(environ, start_response)
+
+    return application
+
+
+def _starlette() -> Any:
+    from starlette.staticfiles import StaticFiles
+
+    return StaticFiles(directory=DATA)
+
+
+def __getattr__(name: str) -> Any:
+    return globals()[f"_{name}"]()

@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""Compare Python file servers: CPU time per request, and how much of it a server takes for hello-world already.
+
+Called by `make bench` and `make bench-python`. bench/README.md says what is measured and why. Standard library only.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from network import CONGESTION, check_congestion, enter_network
+from run import CASES, Case, check_answer, make_files, measure, request_for
+from servers import OUT, ROOT, Server, Unavailable, build, start_inherited, two_processors
+
+#: A Python server takes some twenty times as long as the floor, for which run.py's numbers are made.
+SCALE = 1 / 12
+HELLO = Case("hello", "/hello", 60000, 200, 12, 12)
+NAMES = ("304", "200 1 KiB", "200 64 KiB", "200 1 MiB", "206 1 KiB", "206 100 KiB")
+
+#: Name, kind in pyapps.py, and the server that runs it.
+SERVERS = {
+    "Files": ("files", "sendgate.gunicorn.ThreadWorker"),
+    "Conditional": ("conditional", "sendgate.gunicorn.ThreadWorker"),
+    "WhiteNoise": ("whitenoise", "gthread"),
+    "ServeStatic": ("servestatic", "gthread"),
+    "Werkzeug": ("werkzeug", "gthread"),
+    "Starlette": ("starlette", "uvicorn"),
+}
+
+
+def start(name: str, kind: str, runner: str, data: Path, cpus: set[int]) -> Server:
+    """One of pyapps.py, on gunicorn with one worker of four threads, or on uvicorn with httptools and uvloop."""
+    python = OUT / "venv" / "bin" / "python"
+    package = {"files": "sendgate", "conditional": "sendgate", "hello": "gunicorn"}.get(kind, kind)
+    for needed in (package, "uvicorn" if runner == "uvicorn" else "gunicorn"):
+        if not (OUT / "venv" / f".{needed}").exists():
+            raise Unavailable(f"{needed} is not installed: run `make bench-peers`")
+    if runner == "uvicorn":
+        command = [python, "-m", "uvicorn", "--fd", "{fd}", "--http", "httptools", "--loop", "uvloop"]
+        command += ["--no-access-log", "--log-level", "warning"]
+    else:
+        command = [python, "-m", "gunicorn", "-b", "fd://{fd}", "-k", runner, "--threads", "4", "--keep-alive", "60"]
+        command += ["--log-level", "warning"]
+    here = Path(__file__).resolve().parent
+    environment = {"SENDGATE_BENCH_DATA": str(data), "PYTHONPATH": str(here)}
+    return start_inherited(name, [*map(str, command), f"pyapps:{kind}"], cpus, environment)
+
+
+def measured(server: Server, case: Case, data: Path, cpu: int, connections: int, scale: float) -> float:
+    """Microseconds of CPU per request."""
+    request = request_for(server, case, check_answer(server, case, data), data)
+    return measure(server, case, request, cpu, connections, scale)[0] / 1000
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="measurements per case and server (default 5)")
+    parser.add_argument("--connections", type=int, default=8, help="keep-alive connections (default 8)")
+    parser.add_argument("--cases", help="comma-separated beginnings of case names, such as 304,206")
+    parser.add_argument("--servers", help=f"comma-separated, of {','.join(SERVERS)}")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the number of requests (default 1)")
+    args = parser.parse_args()
+    cases = [c for c in CASES if c.name in NAMES]
+    cases = [c for c in cases if not args.cases or any(c.name.startswith(p.strip()) for p in args.cases.split(","))]
+    wanted = args.servers.split(",") if args.servers else list(SERVERS)
+    if not cases or not set(wanted) <= set(SERVERS):
+        parser.error("no such case or server")
+    server_cpu, load_cpu = two_processors()
+    OUT.mkdir(parents=True, exist_ok=True)
+    build("load")
+    enter_network()
+    scale = args.scale * SCALE
+    runs: dict[str, dict[str, list[float]]] = {}
+    with tempfile.TemporaryDirectory(prefix="sendgate-bench-") as tmp:
+        data = Path(tmp) / "data"
+        make_files(data)
+        (data / "hello").write_bytes(b"Hello world\n")
+        starts = {name: partial(start, name, *SERVERS[name], data, {server_cpu}) for name in wanted}
+        # What a server needs for any answer at all.
+        for runner in dict.fromkeys(SERVERS[name][1] for name in wanted if SERVERS[name][1] != "uvicorn"):
+            starts[f"hello, {runner}"] = partial(start, f"hello, {runner}", "hello", runner, data, {server_cpu})
+        for n in range(args.rounds):
+            print(f"round {n + 1} of {args.rounds}", file=sys.stderr)
+            for name in list(starts):
+                try:
+                    server = starts[name]()
+                except Unavailable as reason:
+                    print(f"skipped {name}: {reason}", file=sys.stderr)
+                    del starts[name]
+                    continue
+                try:
+                    check_congestion(server)
+                    for case in [HELLO] if name.startswith("hello") else cases:
+                        value = measured(server, case, data, load_cpu, args.connections, scale)
+                        runs.setdefault(name, {}).setdefault(case.name, []).append(value)
+                finally:
+                    server.stop()
+    medians = {name: {case: statistics.median(v) for case, v in of.items()} for name, of in runs.items()}
+    print("CPU time per request (median)\n")
+    shown = [name for name in wanted if name in medians]
+    print("| case | " + " | ".join(shown) + " |\n| --- |" + " ---: |" * len(shown))
+    for case in cases:
+        print(f"| {case.name} | " + " | ".join(f"{medians[name][case.name]:.0f} us" for name in shown) + " |")
+    hellos = {name: of["hello"] for name, of in medians.items() if name.startswith("hello")}
+    print("\n" + "; ".join(f"{name}: {value:.0f} us" for name, value in hellos.items()))
+    record = {"kernel": os.uname().release, "congestion": CONGESTION, "cpu_us": runs}
+    (OUT / "python.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"\nEvery single measurement: {(OUT / 'python.json').relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
