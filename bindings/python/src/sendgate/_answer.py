@@ -11,7 +11,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from ._core import _Exchange, Request, Transfer
+from ._core import Request, Transfer, _Exchange
 from ._types import Decision, HeadForm, Rule
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ Fields = "list[tuple[str, str]]"
 _SERVERS_OWN = frozenset(("connection", "content-length", "keep-alive", "transfer-encoding"))
 
 
+#: Keys of an environ that can make the answer a 304 or a 412.
+_CONDITIONS = ("HTTP_IF_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH", "HTTP_IF_UNMODIFIED_SINCE")
+
+
 def reason(status: int) -> str:
     """The status line's text without the version: "206 Partial Content"."""
     try:
@@ -43,13 +47,14 @@ class Answer:
     close: called once when the answer was sent, or will not be. The arguments are those of ``sendgate.respond``.
     """
 
-    __slots__ = ("_close", "_exchange", "_transfer", "arguments", "decision", "file", "request")
+    __slots__ = ("_close", "_exchange", "_transfer", "arguments", "decision", "file", "request", "start_response")
 
     def __init__(
         self,
         request: Request | None,
         file: FileArg,
         close: Callable[[], object] | None = None,
+        /,
         **arguments: Unpack[ExchangeArguments],
     ) -> None:
         self.request = request
@@ -60,17 +65,23 @@ class Answer:
         self._transfer: Transfer | None = None
         #: What was decided, once ``begin`` was called.
         self.decision: Decision | None = None
+        #: Who has to be told the head by the one who iterates over an answer that was not begun.
+        self.start_response: Callable[[str, list[tuple[str, str]]], object] | None = None
 
     def exchange(self, fields: tuple[tuple[Text, Text], ...], close: bool, copy: bool) -> _Exchange:
         """For the library: with what the server adds to it."""
         arguments = self.arguments
         headers: Any = arguments.get("headers", ())
+        if fields:
+            # What the application says is not said again, such as Server.
+            given = {name.lower() for name, *_ in headers}
+            headers = (*headers, *(field for field in fields if field[0].lower() not in given))
         return _Exchange(
             self.request,
             self.file,
             **{
                 **arguments,
-                "headers": (*headers, *fields),
+                "headers": headers,
                 "close": close or arguments.get("close", False),
                 "copy": copy or arguments.get("copy", False),
             },
@@ -78,7 +89,8 @@ class Answer:
 
     def begin(self) -> tuple[str, list[tuple[str, str]]]:
         """Decide now, for somebody who sends the head himself. What start_response wants to have."""
-        exchange = self._exchange = _Exchange(self.request, self.file, **{**self.arguments, "head": HeadForm.CGI})
+        arguments: ExchangeArguments = {**self.arguments, "head": HeadForm.CGI}
+        exchange = self._exchange = _Exchange(self.request, self.file, **arguments)
         decision = self.decision = exchange.decide()
         exchange.c.head = HeadForm.NONE
         return reason(decision.status), list(decision.fields)
@@ -104,11 +116,13 @@ class Answer:
         transfer = self._transfer
         if transfer is None:
             if self.decision is None:
-                self.begin()
-            transfer = self._transfer = Transfer()
+                head = self.begin()
+                if self.start_response is not None:
+                    self.start_response(*head)
             exchange, self._exchange = self._exchange, None
             if exchange is None:
                 raise StopIteration
+            transfer = self._transfer = Transfer()
             transfer._begin(None, exchange)
         chunk = bytearray(CHUNK)
         count = transfer.pull(chunk)
@@ -121,11 +135,23 @@ class Answer:
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.close()
-        if self._transfer is not None:
-            self._transfer.close()
+        transfer, self._transfer = self._transfer, None
+        if transfer is not None:
+            transfer.close()
         close, self._close = self._close, None
         if close is not None:
             close()
+
+
+class Begun:
+    """An answer whose head somebody else sends: nothing but an iterable."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self.close = answer.close
+
+    def __iter__(self) -> Answer:
+        return self._answer
 
 
 def _own(headers: list[tuple[str, str]]) -> list[Any]:
@@ -144,7 +170,8 @@ def as_given(
 ) -> Answer:
     """What the application has decided itself: nothing but the framing is the library's."""
     rows = _own(headers)
-    if not any(name.lower() == "accept-ranges" for name, _ in rows):
+    names = {name.lower() for name, _ in headers}
+    if "accept-ranges" not in names:
         rows.append(("Accept-Ranges", "", Rule.REMOVE))
     return Answer(
         Request.from_environ(environ, has_body=False, conditions=False),
@@ -153,7 +180,8 @@ def as_given(
         status=int(status[:3]),
         headers=rows,
         etag=False,
-        last_modified=False,
+        # The library refuses to remove a field that it is given.
+        last_modified="last-modified" in names,
         offset=offset,
         length=length,
     )
@@ -169,9 +197,33 @@ def conditional(
     arguments: ExchangeArguments,
 ) -> Answer:
     """What the application would send in full: whether it has to be is the library's to decide."""
-    return Answer(
-        Request.from_environ(environ, has_body=False),
-        file,
-        close,
-        **{**arguments, "headers": _own(headers), "offset": offset, "length": length},
-    )
+    given = {name.lower(): value for name, value in headers}
+    if given.get("accept-ranges", "").strip().lower() == "none":
+        environ = _without_range(environ)
+    made: ExchangeArguments = {**arguments, "headers": _own(headers), "offset": offset, "length": length}
+    if "last-modified" in given:
+        made["last_modified"] = True  # its own
+    return Answer(Request.from_environ(environ, has_body=False), file, close, **made)
+
+
+def without_content(
+    environ: dict[str, Any],
+    headers: list[tuple[str, str]],
+    close: Callable[[], object] | None,
+    arguments: ExchangeArguments,
+) -> Answer | None:
+    """304 or 412, which the application's validators are enough for. None: it is neither."""
+    if not any(key in environ for key in _CONDITIONS):
+        return None
+    request = Request.from_environ(_without_range(environ), has_body=False)
+    made: ExchangeArguments = {**arguments, "headers": _own(headers), "last_modified": True}
+    answer = Answer(request, b"", close, **made)
+    exchange = answer.exchange((), False, False)
+    try:
+        return answer if exchange.decide().status in (304, 412) else None
+    finally:
+        exchange.close()
+
+
+def _without_range(environ: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in environ.items() if key not in ("HTTP_RANGE", "HTTP_IF_RANGE")}

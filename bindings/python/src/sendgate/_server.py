@@ -26,7 +26,7 @@ from urllib.parse import quote_from_bytes
 from . import __version__
 from ._core import File, Request, open_beneath, respond
 from ._errors import FileChangedError, NotRegularError, PeerClosedError, RequestError, SendgateError
-from ._site import NOT_FOUND, content_type, page, redirect_target, resolve
+from ._site import NOT_FOUND, content_type, error_page, page, redirect_page, redirect_target, resolve
 from ._types import Connection, FileArg, Result
 
 #: Longest request head, in bytes. RFC 9112 3 recommends at least 8000 for the request line alone.
@@ -178,8 +178,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _error(self, status: HTTPStatus, headers: Iterable[tuple[str, str]] = ()) -> None:
         """Answer with a short page that says no more than the status does."""
-        title = f"{status.value} {status.phrase}"
-        self._send(page(title, f"<h1>{title}</h1>"), "text/html; charset=utf-8", status, headers)
+        self._send(error_page(status), "text/html; charset=utf-8", status, headers)
 
     def _answer(self, target: str) -> None:
         resolved = resolve(target)
@@ -195,16 +194,12 @@ class Handler(BaseHTTPRequestHandler):
                 self._send(file, content_type(os.fsdecode(path)))
         except NotRegularError as error:
             if error.errno == errno.EISDIR:
-                self._redirect(redirect_target("/", path, query))
+                location = redirect_target("/", path, query)
+                self._send(redirect_page(location), "text/html; charset=utf-8", 301, [("Location", location)])
             else:
                 self._error(HTTPStatus.FORBIDDEN)
         except OSError as error:
             self._cannot_open(error)
-
-    def _redirect(self, location: str) -> None:
-        title = "301 Moved Permanently"
-        link = f'<h1>{title}</h1>\n<p><a href="{html.escape(location)}">{html.escape(location)}</a></p>'
-        self._send(page(title, link), "text/html; charset=utf-8", 301, [("Location", location)])
 
     def _cannot_open(self, error: OSError) -> None:
         if error.errno in NOT_FOUND:

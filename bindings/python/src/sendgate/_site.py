@@ -9,10 +9,12 @@ for by their own names.
 from __future__ import annotations
 
 import errno
+import functools
 import html
 import mimetypes
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
     #: (name, value) pairs, or a function that makes them from a path beneath the root.
     Extra: TypeAlias = "Iterable[tuple[str, str]] | Callable[[str], Iterable[tuple[str, str]]]"
+    #: A content coding, and what the names of such files end in.
+    Coding: TypeAlias = "tuple[str, bytes]"
 
 #: What a compressed file is, as http.server says; mimetypes calls it the coding of something else.
 _COMPRESSED = {"gzip": "application/gzip", "compress": "application/octet-stream", "bzip2": "application/x-bzip2",
@@ -89,7 +93,7 @@ def normalize(path: bytes) -> tuple[bytes, bool]:
 
     Relative, without ".", ".." and empty segments, as RFC 3986 5.2.4 removes them; "" is the root.
     """
-    if b"//" not in path and b"/." not in path:
+    if b"//" not in path and b"/." not in path and not path.startswith(b"."):
         return path.strip(b"/"), path.endswith(b"/") or not path
     segments: list[bytes] = []
     for segment in path.split(b"/"):
@@ -116,19 +120,44 @@ def page(title: str, body: str) -> bytes:
     return page.encode("utf-8", "surrogateescape")
 
 
-def accepted(field: str) -> Callable[[str], float]:
-    """How much a client wants a content coding, 0 (not at all) to 1, by its Accept-Encoding (RFC 9110 12.5.3)."""
+def error_page(status: int) -> bytes:
+    """A short page that says no more than the status does."""
+    title = reason(status)
+    return page(title, f"<h1>{title}</h1>")
+
+
+def redirect_page(location: str) -> bytes:
+    """For those who don't follow it by themselves."""
+    title = reason(301)
+    link = html.escape(location)
+    return page(title, f'<h1>{title}</h1>\n<p><a href="{link}">{link}</a></p>')
+
+
+#: RFC 9110 12.4.2.
+_QUALITY = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
+
+
+@functools.lru_cache(maxsize=64)
+def acceptable(field: str, codings: tuple[Coding, ...]) -> tuple[Coding, ...]:
+    """Those of the codings that a client wants by its Accept-Encoding, the best first (RFC 9110 12.5.3).
+
+    The plain content is acceptable unless it is excluded; a coding is better only if it is wanted, and the plain
+    content isn't wanted more.
+    """
     wanted: dict[str, float] = {}
     for item in field.lower().split(","):
         name, *parameters = (part.strip() for part in item.split(";"))
         quality = 1.0
         for parameter in parameters:
             if parameter.startswith("q="):
-                quality = float(parameter[2:]) if re.fullmatch(r"[01](\.[0-9]{0,3})?", parameter[2:]) else 0.0
+                quality = float(parameter[2:]) if _QUALITY.fullmatch(parameter[2:]) else 0.0
         if name:
-            wanted["gzip" if name == "x-gzip" else name] = min(quality, 1.0)
+            wanted["gzip" if name == "x-gzip" else name] = quality
     rest = wanted.get("*", 0.0)
-    return lambda coding: wanted.get(coding, rest)
+    identity = wanted.get("identity", 0.0)
+    by_quality = [(wanted.get(coding[0], rest), coding) for coding in codings]
+    by_quality.sort(key=lambda pair: -pair[0])
+    return tuple(coding for quality, coding in by_quality if quality > 0 and quality >= identity)
 
 
 @dataclass
@@ -138,7 +167,7 @@ class _Known:
     content_type: str
     fields: tuple[tuple[str, str], ...]
     #: Codings of which there was a file, and until when that counts.
-    codings: tuple[tuple[str, bytes], ...]
+    codings: tuple[Coding, ...]
     until: float
 
 
@@ -203,8 +232,11 @@ class Site:
     def find(self, path: bytes, accept_encoding: str | None) -> Found | None:
         """The file for a decoded path, or the error that answers it. None: there is none.
 
-        IsADirectoryError: it is a directory, but the path doesn't end in a slash.
+        IsADirectoryError: it is a directory with an index, but the path doesn't end in a slash. ``filename`` is the
+        path to redirect to.
         """
+        if self._fd < 0:
+            raise ValueError("the folder is closed")
         relative, is_directory = normalize(path)
         if not self._hidden and (relative.startswith(b".") or b"/." in relative) and not _well_known(relative):
             return None
@@ -216,7 +248,7 @@ class Site:
             return self._found(relative, accept_encoding)
         except NotRegularError as error:
             if error.errno == errno.EISDIR:
-                if is_directory or self._index is None:
+                if is_directory or not self.has_index(relative):
                     return None
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fsdecode(relative)) from None
             return self.error(403)
@@ -231,6 +263,16 @@ class Site:
         except ValueError:
             return self.error(400)  # a NUL in it
 
+    def has_index(self, path: bytes) -> bool:
+        """Whether something answers for a directory, so that it is worth a redirect."""
+        if self._index is None:
+            return False
+        try:
+            self._open(os.path.join(path, self._index)).close()
+        except (OSError, NotRegularError):
+            return False
+        return True
+
     def error(self, status: int, fields: tuple[tuple[str, str], ...] = ()) -> Found:
         """The page for an error: the site's own, or a short one."""
         path = self._error_pages.get(status)
@@ -244,39 +286,34 @@ class Site:
 
     def redirect(self, location: str) -> Found:
         """To a directory's own URL."""
-        title = reason(301)
-        link = f'<p><a href="{html.escape(location)}">{html.escape(location)}</a></p>'
-        body = page(title, f"<h1>{title}</h1>\n{link}")
-        return Found(301, body, "text/html; charset=utf-8", (("Location", location),))
+        return Found(301, redirect_page(location), "text/html; charset=utf-8", (("Location", location),))
 
     def _open(self, path: bytes) -> File:
         return open_beneath(self._fd, path, outside=self._outside)
 
     def _found(self, path: bytes, accept_encoding: str | None) -> Found:
+        file = None
         known = self._known.get(path)
         if known is None or (self._codings and known.until < time.monotonic()):
             # Only of what exists, so not by asking for other names.
             file = self._open(path)
-            known = self._know(path)
-        else:
-            file = None
-        if known.codings and accept_encoding:
-            wants = accepted(accept_encoding)
-            # RFC 9110 12.5.3: identity is acceptable unless it is excluded; another is better only if it is wanted.
-            best = max(known.codings, key=lambda coding: wants(coding[0]))
-            if wants(best[0]) > 0:
+            try:
+                known = self._know(path, file)
+            except BaseException:
+                file.close()
+                raise
+        if accept_encoding and known.codings:
+            for coding, suffix in acceptable(accept_encoding, known.codings):
                 try:
-                    compressed = self._open(path + best[1])
+                    compressed = self._open(path + suffix)
                 except (OSError, NotRegularError):
-                    pass  # gone since
-                else:
-                    if file is not None:
-                        file.close()
-                    fields = (*known.fields, ("Content-Encoding", best[0]))
-                    return Found(200, compressed, known.content_type, fields)
+                    continue  # gone since, or a link that leads out
+                if file is not None:
+                    file.close()
+                return Found(200, compressed, known.content_type, (*known.fields, ("Content-Encoding", coding)))
         return Found(200, file or self._open(path), known.content_type, known.fields)
 
-    def _know(self, path: bytes) -> _Known:
+    def _know(self, path: bytes, file: File) -> _Known:
         """Look at all that doesn't depend on the request."""
         name = os.fsdecode(path)
         fields = list(self._headers(name) if callable(self._headers) else self._headers)
@@ -285,7 +322,7 @@ class Site:
                 fields.append(("Cache-Control", f"public, max-age={_YEAR}, immutable"))
             elif self._max_age is not None:
                 fields.append(("Cache-Control", f"public, max-age={self._max_age}"))
-        codings = tuple(coding for coding in self._codings if self._has_newer(path, coding[1]))
+        codings = self._compressed(path, file)
         if codings:
             fields.append(("Vary", "Accept-Encoding"))
         if len(self._known) >= _REMEMBERED:
@@ -294,13 +331,18 @@ class Site:
         self._known[path] = known
         return known
 
-    def _has_newer(self, path: bytes, suffix: bytes) -> bool:
-        """Whether there is a compressed file that isn't older than what it was made of."""
-        try:
-            made = os.stat(path + suffix, dir_fd=self._fd).st_mtime_ns
-            return made >= os.stat(path, dir_fd=self._fd).st_mtime_ns
-        except OSError:
-            return False
+    def _compressed(self, path: bytes, file: File) -> tuple[Coding, ...]:
+        """The codings of which there is a file beside this one: smaller, and not older than what it was made of."""
+        found: dict[tuple[int, int], Coding] = {}
+        for coding in self._codings:
+            try:
+                status = os.stat(path + coding[1], dir_fd=self._fd)
+            except OSError:
+                continue
+            if stat.S_ISREG(status.st_mode) and status.st_mtime_ns >= file.mtime_ns and status.st_size < file.size:
+                # RFC 9110 8.8.3: two codings must not have one entity tag, and it is made of these.
+                found.setdefault((status.st_mtime_ns, status.st_size), coding)
+        return tuple(found.values())
 
     def _content_type(self, path: bytes) -> str:
         name = os.fsdecode(path)
@@ -311,9 +353,3 @@ class Site:
 def _well_known(path: bytes) -> bool:
     """RFC 8615."""
     return path.startswith(b".well-known/") and b"/." not in path
-
-
-def error_page(status: int) -> bytes:
-    """A short page that says no more than the status does."""
-    title = reason(status)
-    return page(title, f"<h1>{title}</h1>")

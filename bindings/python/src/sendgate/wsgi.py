@@ -1,7 +1,7 @@
 """WSGI (PEP 3333): files, buffers, conditions and ranges for any application on any server.
 
     application = sendgate.wsgi.Files("static")            # an application that serves a folder
-    application = sendgate.wsgi.Conditional(application)   # one of yours: what it sends by wsgi.file_wrapper gets ranges
+    application = sendgate.wsgi.Conditional(application)   # ranges of what yours sends by wsgi.file_wrapper
 
 Both work on every WSGI server. On those of this package (``sendgate.gunicorn``, ``sendgate.wsgiref``, ...) the library
 sends head and body by itself, by sendfile where it can. Elsewhere they use the server's own wsgi.file_wrapper where
@@ -10,29 +10,52 @@ that sends the right bytes, and read the file where it doesn't.
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote_from_bytes
 
-from ._answer import Answer, as_given, conditional
+from ._answer import Answer, Begun, as_given, conditional, without_content
 from ._core import File, Request
 from ._site import Site, redirect_target
 
 if TYPE_CHECKING:
     from typing_extensions import TypeAlias, Unpack
 
-    from ._site import Extra
+    from ._site import Extra, Found
     from ._types import ExchangeArguments, FileArg
 
     Environ: TypeAlias = dict[str, Any]
     StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]
     Application: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
 
-__all__ = ["Conditional", "FileWrapper", "Files"]
+__all__ = ["Conditional", "FileWrapper", "Files", "FrontServer"]
 
 _SAFE = ("GET", "HEAD")
+#: In an environ: a middleware hands over to the front server.
+_FRONT = "sendgate.front"
+#: Fields of a request that may make the answer shorter than all of the content.
+_ASKS_FOR_LESS = (
+    "HTTP_IF_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH", "HTTP_IF_RANGE", "HTTP_IF_UNMODIFIED_SINCE",
+    "HTTP_RANGE",
+)  # fmt: skip
+_VALIDATORS = frozenset(("etag", "last-modified"))
+#: By these an application tells a front server to send a file.
+_HANDS_OVER = frozenset(("x-accel-redirect", "x-lighttpd-send-file", "x-sendfile"))
+#: What the library refuses a second line of.
+_ONCE = frozenset(
+    (
+        "accept-ranges", "age", "content-disposition", "content-length", "content-location", "content-md5",
+        "content-range", "content-type", "date", "etag", "expires", "last-modified", "location", "retry-after",
+        "server",
+    )
+)  # fmt: skip
+#: RFC 9110 8.8.3.
+_ETAG = re.compile(r'[ \t]*(W/)?"[!#-~\x80-\xff]*"[ \t]*')
 
 #: Bytes that are read at once, where an application doesn't say.
 BLOCK_SIZE = 65536
@@ -43,7 +66,8 @@ class FileWrapper:
 
     filelike: sent from its current position on, which is ``tell()`` and not where its descriptor happens to be:
 
-    - a file: an object with ``fileno()`` and ``tell()`` (regular files only). Sent by sendfile.
+    - a file: an object with ``fileno()`` and ``tell()``, if its descriptor is that of a regular file and leads to the
+      bytes that ``read()`` returns. Sent by sendfile.
     - a buffer: bytes, bytearray, memoryview, mmap, BytesIO, or anything else with the buffer protocol or a
       ``getbuffer()``. Sent without a copy. Not to be changed until ``close`` was called.
     - anything else with ``read()``, or an iterable of bytes: read block by block.
@@ -60,10 +84,27 @@ class FileWrapper:
         self.block_size = block_size or BLOCK_SIZE
         self._close: Callable[[], object] | None = getattr(filelike, "close", None)
         self._blocks: Iterator[bytes] | None = None
+        self._view: memoryview | None = None
 
     def content(self) -> tuple[FileArg, int, int] | None:
-        """What the library can send: file or buffer, where it begins, and its length from there. None: iterate."""
-        return _content(self.filelike)
+        """What the library can send: file or buffer, where it begins, and its length from there. None: iterate.
+
+        Valid until ``close``.
+        """
+        filelike = self.filelike
+        if isinstance(filelike, File):
+            return filelike, 0, filelike.size
+        if isinstance(filelike, (codecs.StreamRecoder, codecs.StreamReaderWriter)):
+            return None
+        buffer = _buffer(filelike)
+        if buffer is None:
+            return _file(filelike)
+        if buffer is not filelike:
+            self._view = buffer
+        with memoryview(buffer) as view:
+            length = view.nbytes
+        start = min(_position(filelike) or 0, length)
+        return buffer, start, length - start
 
     def __iter__(self) -> FileWrapper:
         return self
@@ -75,46 +116,41 @@ class FileWrapper:
 
     def close(self) -> None:
         """Close the filelike; again does nothing."""
+        view, self._view = self._view, None
+        if view is not None:
+            # A BytesIO refuses to be closed as long as somebody looks at its bytes.
+            view.release()
         close, self._close = self._close, None
         if close is not None:
             close()
 
 
-def _content(filelike: Any) -> tuple[FileArg, int, int] | None:
-    """See FileWrapper.content."""
-    if isinstance(filelike, File):
-        return filelike, 0, filelike.size
-    buffer = _buffer(filelike)
-    if buffer is not None:
-        with memoryview(buffer) as view:
-            length = view.nbytes
-        start = min(_position(filelike) or 0, length)
-        return buffer, start, length - start
-    if not _is_plain(filelike):
-        return None
+def _buffer(filelike: Any) -> Any:
+    """Something with the buffer protocol, if its bytes are in memory; else None."""
     try:
-        status = os.fstat(filelike.fileno())
-        if not stat.S_ISREG(status.st_mode):
+        made = filelike.getbuffer() if hasattr(filelike, "getbuffer") else filelike
+        with memoryview(made) as view:
+            return made if view.c_contiguous else None
+    except (TypeError, ValueError, BufferError):
+        return None
+
+
+def _file(filelike: Any) -> tuple[FileArg, int, int] | None:
+    """See FileWrapper.content."""
+    try:
+        if not _is_plain(filelike):
             return None
         if hasattr(filelike, "flush"):
             # What was written may still be in the object's own buffer.
             filelike.flush()
-            status = os.fstat(filelike.fileno())
-        position = _position(filelike)
-    except (AttributeError, OSError, ValueError):
+        status = os.fstat(filelike.fileno())
+    except (AttributeError, OSError, TypeError, ValueError):
         return None
-    return None if position is None else (filelike, position, max(0, status.st_size - position))
-
-
-def _buffer(filelike: Any) -> Any:
-    """Something with the buffer protocol, if its bytes are in memory; else None."""
-    try:
-        if hasattr(filelike, "getbuffer"):
-            return filelike.getbuffer()
-        with memoryview(filelike) as view:
-            return filelike if view.c_contiguous else None
-    except (TypeError, ValueError, BufferError):
+    position = _position(filelike)
+    if position is None or not stat.S_ISREG(status.st_mode):
         return None
+    start = min(position, status.st_size)
+    return filelike, start, status.st_size - start
 
 
 def _position(filelike: Any) -> int | None:
@@ -125,25 +161,38 @@ def _position(filelike: Any) -> int | None:
 
 
 def _is_plain(filelike: Any) -> bool:
-    """Whether its descriptor leads to the bytes that read() returns. A GzipFile has a descriptor too."""
-    if isinstance(filelike, (io.BufferedReader, io.BufferedRandom)):
-        filelike = filelike.raw
-    return isinstance(filelike, io.FileIO) or (
-        not isinstance(filelike, io.IOBase) and hasattr(filelike, "fileno") and hasattr(filelike, "tell")
-    )
+    """Whether its descriptor leads to the bytes that read() returns: a GzipFile has a descriptor too."""
+    if isinstance(filelike, io.IOBase):
+        if isinstance(filelike, (io.BufferedReader, io.BufferedRandom)):
+            # Nor is it plain if a class derived from it reads in its own way.
+            same = type(filelike).read in (io.BufferedReader.read, io.BufferedRandom.read)
+            return same and _is_plain(filelike.raw)
+        return isinstance(filelike, io.FileIO) and type(filelike).read is io.FileIO.read
+    if not (hasattr(filelike, "fileno") and hasattr(filelike, "tell")):
+        return False
+    # tempfile's and Django's objects stand before another one, which may be anything.
+    inner = getattr(filelike, "file", None)
+    return not isinstance(inner, io.IOBase) or _is_plain(inner)
 
 
 def _blocks(filelike: Any, size: int) -> Iterator[bytes]:
     """Its content from the current position on."""
     if hasattr(filelike, "read"):
         while block := filelike.read(size):
+            if isinstance(block, str):
+                raise TypeError("the file was opened as text: open it with mode 'rb'")
             yield block
-    elif isinstance(filelike, Iterable) and _buffer(filelike) is None:
+        return
+    buffer = _buffer(filelike)
+    if buffer is None and not isinstance(filelike, memoryview):
         yield from filelike
-    else:
-        with memoryview(filelike) as view, view.cast("B") as octets:
-            for start in range(0, len(octets), size):
-                yield bytes(octets[start : start + size])
+        return
+    with memoryview(filelike if buffer is None else buffer) as view:
+        # What isn't contiguous has to be copied as a whole.
+        content = memoryview(view.tobytes()) if buffer is None else view.cast("B")
+        with content:
+            for start in range(0, len(content), size):
+                yield bytes(content[start : start + size])
 
 
 # ---- Who answers ----
@@ -156,7 +205,7 @@ class Gateway:
     this package, or ``Conditional``.
     """
 
-    __slots__ = ("_conditional", "_given", "_start_response", "_write", "environ", "wrapper")
+    __slots__ = ("_conditional", "_given", "_start_response", "_write", "environ", "refused", "wrapper")
 
     def __init__(
         self, environ: Environ, start_response: StartResponse, conditional: ExchangeArguments | None = None
@@ -167,12 +216,15 @@ class Gateway:
         self._conditional = conditional
         self._given: tuple[str, list[tuple[str, str]]] | None = None
         self._write: Callable[[bytes], object] | None = None
+        #: Fields, in lower case, that are not for the application to send.
+        self.refused: frozenset[str] = frozenset()
         #: The caller's own.
         self.wrapper = environ.get("wsgi.file_wrapper")
-        environ["wsgi.file_wrapper"] = FileWrapper
 
     def __call__(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
         """PEP 3333's start_response."""
+        if self.refused:
+            headers = self._allowed(headers)
         if self._write is not None:
             return self._start_response(status, headers, exc_info)
         if self._given is not None and exc_info is None:
@@ -197,7 +249,16 @@ class Gateway:
 
     def call(self, application: Application) -> Answer | Iterable[bytes]:
         """Call the application. An Answer that nobody has begun, or else an iterable, as from any application."""
-        result = application(self.environ, self)
+        environ = self.environ
+        environ["wsgi.file_wrapper"] = FileWrapper
+        try:
+            result = application(environ, self)
+        finally:
+            # A server may look here to tell what it can send by itself.
+            if self.wrapper is None:
+                environ.pop("wsgi.file_wrapper", None)
+            else:
+                environ["wsgi.file_wrapper"] = self.wrapper
         try:
             answer = self._answer(result) if self._write is None else None
             if answer is None:
@@ -206,56 +267,85 @@ class Gateway:
             if hasattr(result, "close"):
                 result.close()
             raise
-        return result if answer is None else answer
+        if answer is not None:
+            return answer
+        # One in several parts whose head a middleware has seen.
+        return Begun(result) if type(result) is Answer else result
 
     def _answer(self, result: Any) -> Answer | None:
         """What the library can send in the result's place."""
         if self._given is None:
             return result if type(result) is Answer else None
         status, headers = self._given
+        if not _is_sound(headers):
+            return None
         if type(result) is Answer:
             # A middleware has seen the head, and may have changed it.
             span = result.span()
             return None if span is None else as_given(self.environ, status, headers, result.file, *span, result.close)
-        wrapper = self._wrapper(result)
+        arguments = self._arguments(status, headers)
+        wrapper = _wrapper(result) or (None if arguments is None else _one_item(result, headers))
         content = None if wrapper is None else wrapper.content()
-        if content is None:
-            return None
+        if wrapper is None or content is None:
+            if arguments is None or _VALIDATORS.isdisjoint(_names(headers)):
+                return None
+            return without_content(self.environ, headers, getattr(result, "close", None), arguments)
         file, offset, length = content
         announced = content_length(headers)
         if announced is not None and announced > length:
             self.report(f"Content-Length is {announced}, but there are {length} bytes")
         elif announced is not None:
             length = announced
-        close = getattr(result, "close", None)
-        if self._is_conditional(status):
-            arguments = self._conditional or {}
-            return conditional(self.environ, headers, file, offset, length, close, arguments)
-        return as_given(self.environ, status, headers, file, offset, length, close)
+        if arguments is None:
+            return as_given(self.environ, status, headers, file, offset, length, wrapper.close)
+        return conditional(self.environ, headers, file, offset, length, wrapper.close, arguments)
 
-    def _is_conditional(self, status: str) -> bool:
-        """Whether conditions and ranges are to be evaluated: what another method has done can't be undone."""
-        return self._conditional is not None and status[:3] == "200" and self.environ["REQUEST_METHOD"] in _SAFE
-
-    def _wrapper(self, result: Any) -> FileWrapper | None:
-        """The result, if it can be sent as a file."""
-        if type(result) is FileWrapper:
-            return result
-        if isinstance(result, io.IOBase):
-            # An open file is an iterable too, of lines.
-            return FileWrapper(result)
-        if type(result) in (list, tuple) and len(result) == 1 and self._given is not None:
-            status, headers = self._given
-            names = {name.lower() for name, _ in headers}
-            # The body that belongs to a HEAD isn't there.
-            whole = content_length(headers) in (None, len(result[0]))
-            if self._is_conditional(status) and whole and not names.isdisjoint(("etag", "last-modified")):
-                return FileWrapper(result[0])
+    def _arguments(self, status: str, headers: list[tuple[str, str]]) -> ExchangeArguments | None:
+        """With what arguments conditions and ranges are to be evaluated, if they are."""
+        # What another method has done can't be undone, and a front server evaluates them itself.
+        if status[:3] == "200" and self.environ["REQUEST_METHOD"] in _SAFE and _HANDS_OVER.isdisjoint(_names(headers)):
+            return self._conditional
         return None
+
+    def _allowed(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The fields without those that are refused."""
+        if self.refused.isdisjoint(_names(headers)):
+            return headers
+        self.report("the application may not send " + ", ".join(sorted(self.refused & _names(headers))))
+        return [(name, value) for name, value in headers if name.lower() not in self.refused]
 
     def report(self, message: str) -> None:
         """To the server's log."""
         self.environ["wsgi.errors"].write(f"sendgate: {self.environ.get('PATH_INFO')}: {message}\n")
+
+
+def _wrapper(result: Any) -> FileWrapper | None:
+    """The result, if it is a file."""
+    if type(result) is FileWrapper:
+        return result
+    # An open file is an iterable too, of lines.
+    return FileWrapper(result) if isinstance(result, io.IOBase) else None
+
+
+def _one_item(result: Any, headers: list[tuple[str, str]]) -> FileWrapper | None:
+    """The result, if it is all of the content in one piece, and something tells one version from another."""
+    if type(result) not in (list, tuple) or len(result) != 1 or type(result[0]) is not bytes:
+        return None
+    # The body that belongs to a HEAD may not be there.
+    whole = content_length(headers) in (None, len(result[0]))
+    return FileWrapper(result[0]) if whole and not _VALIDATORS.isdisjoint(_names(headers)) else None
+
+
+def _names(headers: list[tuple[str, str]]) -> set[str]:
+    return {name.lower() for name, _ in headers}
+
+
+def _is_sound(headers: list[tuple[str, str]]) -> bool:
+    """Whether the library takes these fields. If not, the server gets them as they are, and judges them itself."""
+    names = [name.lower() for name, _ in headers]
+    if len(set(names)) < len(names) and any(name in _ONCE and names.count(name) > 1 for name in names):
+        return False
+    return all(_ETAG.fullmatch(value) is not None for name, value in headers if name.lower() == "etag")
 
 
 def content_length(headers: list[tuple[str, str]]) -> int | None:
@@ -271,6 +361,88 @@ def content_length(headers: list[tuple[str, str]]) -> int | None:
 # ---- What answers ----
 
 
+class FrontServer:
+    """A server in front of the application that sends files itself, if it is told by a field of the response.
+
+        sendgate.wsgi.FrontServer("X-Accel-Redirect", {"/srv/files": "/protected/"})   # nginx
+        sendgate.wsgi.FrontServer("X-Sendfile", {"/srv/files": "/srv/files"})          # Apache, lighttpd
+
+    field: "X-Accel-Redirect", "X-Sendfile" or "X-LIGHTTPD-send-file". mapping: directories, and what the front server
+    calls them: the beginning of a URL for X-Accel-Redirect, a directory for the others. What isn't beneath one of them
+    isn't handed over. threshold: nor is a file of fewer bytes.
+
+    What the front server is told comes from the open file: it is the name under which the kernel knows it, links
+    resolved, if it still is that file. Nothing of the request, and nothing that the application calls the file, gets
+    into it. Conditions and ranges are then the front server's.
+    """
+
+    def __init__(
+        self, field: str, mapping: Mapping[str | os.PathLike[str], str], *, threshold: int = BLOCK_SIZE
+    ) -> None:
+        if field.lower() not in _HANDS_OVER:
+            raise ValueError(f"field must be X-Accel-Redirect, X-Sendfile or X-LIGHTTPD-send-file, not {field!r}")
+        self.field = field
+        self.threshold = threshold
+        self._is_url = field.lower() == "x-accel-redirect"
+        mapped = [
+            (os.fsencode(os.path.realpath(directory)).rstrip(b"/") + b"/", os.fsencode(name).rstrip(b"/") + b"/")
+            for directory, name in mapping.items()
+        ]
+        #: The longest first, because it knows better.
+        self._mapping = sorted(mapped, key=lambda pair: -len(pair[0]))
+
+    def name(self, fd: int) -> str | None:
+        """What the front server calls an open file, percent-encoded; None: it can't have it."""
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size < self.threshold:
+            return None
+        try:
+            path = os.readlink(b"/proc/self/fd/%d" % fd)
+            there = os.stat(path, follow_symlinks=False)
+        except OSError:
+            return None  # no procfs; or the file has no name any more, or had never one
+        if not os.path.samestat(status, there):
+            return None
+        for directory, name in self._mapping:
+            if path.startswith(directory):
+                name += path[len(directory) :]
+                # lighttpd answers 502 to what is no UTF-8. nginx doesn't care.
+                return quote_from_bytes(name) if self._is_url or _is_utf8(name) else None
+        return None
+
+    def take(self, answer: Answer, environ: Environ, start_response: StartResponse) -> bool:
+        """Hand over an answer, if that is possible: then it is closed."""
+        if environ["REQUEST_METHOD"] not in _SAFE or answer.arguments.get("status", 200) != 200:
+            return False
+        fileno = getattr(answer.file, "fileno", None)
+        fd = -1 if fileno is None else fileno()
+        name = self.name(fd) if fd >= 0 else None
+        if name is None:
+            return False
+        request = Request.from_environ(environ, has_body=False, conditions=False)
+        whole = Answer(request, answer.file, **answer.arguments)
+        try:
+            status, fields = whole.begin()
+            if whole.span() != (0, os.fstat(fd).st_size):
+                return False  # the front server would send all of the file
+        finally:
+            whole.close()
+        if self._is_url and "content-encoding" in _names(fields):
+            return False  # nginx would drop that
+        fields = [(name, value) for name, value in fields if name not in ("Accept-Ranges", "Content-Length")]
+        answer.close()
+        start_response(status, [*fields, (self.field, name), ("Content-Length", "0")])
+        return True
+
+
+def _is_utf8(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 class Conditional:
     """Middleware: what an application sends by wsgi.file_wrapper is answered 206, 304, 412 or 416 where that is due.
 
@@ -278,26 +450,53 @@ class Conditional:
 
     Of GET and HEAD that the application answers with 200 and
 
-    - ``environ["wsgi.file_wrapper"](file)``, an open file, or a ``FileWrapper``, or
-    - one item of bytes and an ETag or a Last-Modified.
+    - ``environ["wsgi.file_wrapper"](file)``, an open file, or a ``FileWrapper``: conditions and ranges,
+    - one item of bytes and an ETag or a Last-Modified: likewise,
+    - anything else and an ETag or a Last-Modified: conditions, so 304 and 412.
 
     Its own ETag, Last-Modified and other fields are sent and count in the decision (RFC 9110 13, 14); a file gets an
-    ETag and a Last-Modified if it has none. All else passes through.
+    ETag and a Last-Modified if it has none. "Accept-Ranges: none" is obeyed. All else passes through: also what has
+    fields that the library would refuse, such as an ETag without its quotes.
 
+    hide: Range and the If- fields are hidden from the application, which then answers in full. For those that evaluate
+    them wrongly themselves, such as WhiteNoise; or a function that says so of an environ.
+    front: a ``FrontServer`` that gets whole files to send. The field that tells it is then refused to the application.
     max_ranges, etag_inode, etag_ctime, copy, check: as in ``sendgate.respond``.
     """
 
-    def __init__(self, application: Application, **arguments: Unpack[ExchangeArguments]) -> None:
+    def __init__(
+        self,
+        application: Application,
+        *,
+        hide: bool | Callable[[Environ], bool] = False,
+        front: FrontServer | None = None,
+        **arguments: Unpack[ExchangeArguments],
+    ) -> None:
         self.application = application
+        self._hide = hide
+        self._front = front
         self._arguments = arguments
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """The application, as PEP 3333 has it."""
         gateway = Gateway(environ, start_response, self._arguments)
-        result = gateway.call(self.application)
-        if type(result) is not Answer:
-            return result
-        return give(result, environ, start_response, gateway.wrapper)
+        front = _front(environ, self._front)
+        if self._front is not None:
+            gateway.refused = _HANDS_OVER
+            environ[_FRONT] = True
+        hide = self._hide(environ) if callable(self._hide) else self._hide
+        answer = gateway.call(self._hidden if hide and environ["REQUEST_METHOD"] in _SAFE else self.application)
+        if type(answer) is not Answer:
+            return answer
+        return _send(answer, environ, start_response, gateway.wrapper, front)
+
+    def _hidden(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """The application, which doesn't know that anything but all of it was asked for."""
+        hidden = {key: environ.pop(key) for key in _ASKS_FOR_LESS if key in environ}
+        try:
+            return self.application(environ, start_response)
+        finally:
+            environ.update(hidden)
 
 
 class Files:
@@ -313,13 +512,14 @@ class Files:
     max_age: seconds for Cache-Control; None: no such field. immutable: a regular expression that is searched for in a
     path, or a function of it: what it finds may be cached for a year, because its name changes with its content.
     content_types: by suffix (".ext"), before those of ``mimetypes``.
-    precompressed: of a file with a .br, .zst or .gz beside it, not older than itself, the best that the client accepts is
-    sent, with Vary (RFC 9110 8.4, 12.5.3); whether there is one is looked up once a second.
-    error_pages: files beneath root by status, such as {404: "404.html"}.
+    precompressed: of a file with a .br, .zst or .gz beside it, smaller and not older than itself, the one that the
+    client likes best is sent, with Vary (RFC 9110 8.4, 12.5.3); whether there is one is looked up once a second.
+    error_pages: files beneath root by status (400, 403, 404, 405, 503), such as {404: "404.html"}.
     hidden: also what has a name that begins with a dot, outside of .well-known. follow_symlinks: also what symbolic
-    links outside of root lead to.
+    links outside of root lead to. front: a ``FrontServer`` that gets files to send.
 
-    Each answer is made of one open and one fstat. OSError: root can't be opened.
+    Each answer is made of one open and one fstat. root is opened once: what is put in its place later isn't seen.
+    OSError: it can't be opened.
     """
 
     def __init__(
@@ -337,6 +537,7 @@ class Files:
         error_pages: Mapping[int, str] | None = None,
         hidden: bool = False,
         follow_symlinks: bool = False,
+        front: FrontServer | None = None,
     ) -> None:
         self._site = Site(
             root,
@@ -350,45 +551,76 @@ class Files:
             hidden=hidden,
             follow_symlinks=follow_symlinks,
         )
-        self._prefix = "/" + prefix.strip("/") + "/" if prefix.strip("/") else "/"
+        # As PATH_INFO has it: bytes as latin-1.
+        name = os.fsencode(prefix.strip("/")).decode("latin-1")
+        self._prefix = f"/{name}/" if name else "/"
         self._application = application
+        self._front = front
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """The application, as PEP 3333 has it."""
-        path: str = environ.get("PATH_INFO", "") or "/"
-        found = None
-        if environ["REQUEST_METHOD"] not in _SAFE:
-            if self._application is None:
-                found = self._site.error(405, (("Allow", "GET, HEAD"),))
-        elif path.startswith(self._prefix):
-            try:
-                found = self._site.find(path[len(self._prefix) :].encode("latin-1"), environ.get("HTTP_ACCEPT_ENCODING"))
-            except IsADirectoryError:
-                found = self._site.redirect(_url(environ, path))
+        found = self._find(environ)
         if found is None:
             if self._application is not None:
                 return self._application(environ, start_response)
             found = self._site.error(404)
-        answer = Answer(
-            Request.from_environ(environ, has_body=False),
-            found.file,
-            found.close,
-            status=found.status,
-            content_type=found.content_type,
-            headers=found.fields,
-        )
-        return give(answer, environ, start_response, environ.get("wsgi.file_wrapper"))
+        try:
+            request = Request.from_environ(environ, has_body=False)
+        except BaseException:
+            found.close()
+            raise
+        arguments: ExchangeArguments = {"content_type": found.content_type, "headers": found.fields}
+        if found.status != 200:
+            # A page about an error has no validators of its own.
+            arguments["status"], arguments["etag"], arguments["last_modified"] = found.status, False, False
+        answer = Answer(request, found.file, found.close, **arguments)
+        return _send(answer, environ, start_response, environ.get("wsgi.file_wrapper"), _front(environ, self._front))
+
+    def _find(self, environ: Environ) -> Found | None:
+        """What answers; None: nothing here does."""
+        path: str = environ.get("PATH_INFO", "")
+        is_root = path + "/" == self._prefix
+        if not is_root and not path.startswith(self._prefix):
+            return None
+        if environ["REQUEST_METHOD"] not in _SAFE:
+            return None if self._application is not None else self._site.error(405, (("Allow", "GET, HEAD"),))
+        relative = path[len(self._prefix) :].encode("latin-1")
+        if is_root and (path or environ.get("SCRIPT_NAME")):
+            # The folder's own URL without its slash: a link in its index would lead elsewhere.
+            return self._redirect(environ, b"") if self._site.has_index(b"") else None
+        try:
+            return self._site.find(relative, environ.get("HTTP_ACCEPT_ENCODING"))
+        except IsADirectoryError as error:
+            return self._redirect(environ, os.fsencode(error.filename))
+
+    def _redirect(self, environ: Environ, relative: bytes) -> Found:
+        """To a directory's own URL: with the slash, and the query."""
+        base = (environ.get("SCRIPT_NAME", "") + self._prefix).encode("latin-1")
+        query = environ.get("QUERY_STRING", "")
+        location = redirect_target("/", (base + relative).strip(b"/"), "?" + query if query else "")
+        return self._site.redirect(location)
 
     def close(self) -> None:
         """Close the folder. Requests fail afterwards."""
         self._site.close()
 
 
-def _url(environ: Environ, path: str) -> str:
-    """The path of a directory's own URL, with the slash, and the query."""
-    whole = (environ.get("SCRIPT_NAME", "") + path).encode("latin-1").strip(b"/")
-    query = environ.get("QUERY_STRING", "")
-    return redirect_target("/", whole, "?" + query if query else "")
+def _front(environ: Environ, front: FrontServer | None) -> FrontServer | None:
+    """The front server to hand over to: a middleware around this one, which refuses the field, does that itself."""
+    return None if _FRONT in environ else front
+
+
+def _send(
+    answer: Answer, environ: Environ, start_response: StartResponse, wrapper: Any, front: FrontServer | None
+) -> Iterable[bytes]:
+    """Return an answer from an application: by the front server, or else by this one."""
+    try:
+        if front is not None and front.take(answer, environ, start_response):
+            return []
+        return give(answer, environ, start_response, wrapper)
+    except BaseException:
+        answer.close()
+        raise
 
 
 def give(answer: Answer, environ: Environ, start_response: StartResponse, wrapper: Any) -> Iterable[bytes]:
@@ -397,20 +629,22 @@ def give(answer: Answer, environ: Environ, start_response: StartResponse, wrappe
     wrapper: the server's own wsgi.file_wrapper.
     """
     if type(start_response) is Gateway:
+        # In case a middleware wraps the answer, and so iterates over it.
+        answer.start_response = start_response
         return answer
-    status, fields = answer.begin()
-    start_response(status, fields)
-    return _by_wrapper(answer, environ, wrapper) or answer
+    start_response(*answer.begin())
+    made = _by_wrapper(answer, environ, wrapper)
+    return answer if made is None else made
 
 
 class _Window(io.FileIO):
     """What a server's own wrapper gets: a file of its own, at the right position. Closing it ends the answer."""
 
     def __init__(self, fd: int, offset: int, close: Callable[[], None]) -> None:
+        self._then = close
         super().__init__(os.dup(fd), "rb")
         # Both positions are the same for a FileIO: gunicorn asks for the one of the descriptor.
         self.seek(offset)
-        self._then = close
 
     def close(self) -> None:
         super().close()
@@ -425,11 +659,9 @@ def _by_wrapper(answer: Answer, environ: Environ, wrapper: Any) -> Iterable[byte
     fileno = getattr(answer.file, "fileno", None)
     if fileno is None:
         return None
-    offset, length = span
     module = getattr(wrapper, "__module__", "")
-    # These stop where Content-Length says; wsgiref's goes on to the end of the file.
-    trusted = "mod_wsgi.version" in environ or module in ("gunicorn.http.wsgi", "waitress.buffers")
-    if not trusted and not (module == "wsgiref.util" and os.fstat(fileno()).st_size == offset + length):
+    # These stop where Content-Length says. wsgiref's goes on to the end of the file, and gains nothing.
+    if "mod_wsgi.version" not in environ and module not in ("gunicorn.http.wsgi", "waitress.buffers"):
         return None
-    made: Iterable[bytes] = wrapper(_Window(fileno(), offset, answer.close), BLOCK_SIZE)
+    made: Iterable[bytes] = wrapper(_Window(fileno(), span[0], answer.close), BLOCK_SIZE)
     return made
