@@ -410,6 +410,30 @@ void check_multipart(const struct answer *answer, const sendgate_range *ranges, 
     CHECK(at == end);
 }
 
+void check_content(const struct answer *answer, const sendgate_range *ranges, size_t n, uint64_t total)
+{
+    char value[200], expected[200];
+    int lines = answer_field(answer, "Content-Range", value, sizeof value);
+    if (answer->status == 416) {
+        snprintf(expected, sizeof expected, "bytes */%llu", (unsigned long long)total);
+        CHECK(lines == 1 && strcmp(value, expected) == 0);
+    } else if (answer->status == 206 && n == 1) {
+        snprintf(expected, sizeof expected, "bytes %llu-%llu/%llu", (unsigned long long)ranges[0].offset,
+                 (unsigned long long)(ranges[0].offset + ranges[0].length - 1), (unsigned long long)total);
+        CHECK(lines == 1 && strcmp(value, expected) == 0);
+    } else {
+        CHECK_INT(lines, 0);
+    }
+    if (n == 0) {
+        CHECK_INT(answer->body_len, 0);
+    } else if (n == 1) {
+        CHECK_INT(answer->body_len, ranges[0].length);
+        CHECK(is_pattern(answer->body, answer->body_len, ranges[0].offset));
+    } else {
+        check_multipart(answer, ranges, n, total);
+    }
+}
+
 static void ask_init(struct ask *ask, int sock)
 {
     memset(ask, 0, sizeof *ask);

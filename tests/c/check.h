@@ -117,6 +117,8 @@ long long answer_number(const struct answer *answer, const char *name);
 int contains(const char *data, size_t len, const char *needle);
 /* The body is multipart/byteranges with just these parts of the pattern of a file of `total` bytes. */
 void check_multipart(const struct answer *answer, const sendgate_range *ranges, size_t n, uint64_t total);
+/* Content-Range and the body are right for these parts of that pattern: none, one, or several as multipart/byteranges. */
+void check_content(const struct answer *answer, const sendgate_range *ranges, size_t n, uint64_t total);
 
 /* One exchange with all its structs, which point at each other: do not copy. */
 struct ask {
