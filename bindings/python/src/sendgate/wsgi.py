@@ -85,6 +85,8 @@ class FileWrapper:
         self._close: Callable[[], object] | None = getattr(filelike, "close", None)
         self._blocks: Iterator[bytes] | None = None
         self._view: memoryview | None = None
+        #: Bytes that may still be iterated; None: all that there are.
+        self._left: int | None = None
 
     def content(self) -> tuple[FileArg, int, int] | None:
         """What the library can send: file or buffer, where it begins, and its length from there. None: iterate.
@@ -110,9 +112,19 @@ class FileWrapper:
         return self
 
     def __next__(self) -> bytes:
+        if self._left == 0:
+            raise StopIteration
         if self._blocks is None:
             self._blocks = _blocks(self.filelike, self.block_size)
-        return next(self._blocks)
+        block = next(self._blocks)
+        if self._left is not None:
+            block = block[: self._left]
+            self._left -= len(block)
+        return block
+
+    def limit(self, length: int) -> None:
+        """Whoever iterates gets no more than so many bytes."""
+        self._left = length
 
     def close(self) -> None:
         """Close the filelike; again does nothing."""
@@ -262,6 +274,8 @@ class Gateway:
         try:
             answer = self._answer(result) if self._write is None else None
             if answer is None:
+                if type(result) is FileWrapper and self._given is not None:
+                    self._limit(result, *self._given)
                 self.pass_on()
         except BaseException:
             if hasattr(result, "close"):
@@ -306,6 +320,14 @@ class Gateway:
         if status[:3] == "200" and self.environ["REQUEST_METHOD"] in _SAFE and _HANDS_OVER.isdisjoint(_names(headers)):
             return self._conditional
         return None
+
+    def _limit(self, wrapper: FileWrapper, status: str, headers: list[tuple[str, str]]) -> None:
+        """Not all servers see to it that no more is sent than the head says."""
+        announced = content_length(headers)
+        if self.environ["REQUEST_METHOD"] == "HEAD" or status[:3] in ("204", "304"):
+            wrapper.limit(0)
+        elif announced is not None:
+            wrapper.limit(announced)
 
     def _allowed(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """The fields without those that are refused."""
@@ -488,7 +510,7 @@ class Conditional:
         answer = gateway.call(self._hidden if hide and environ["REQUEST_METHOD"] in _SAFE else self.application)
         if type(answer) is not Answer:
             return answer
-        return _send(answer, environ, start_response, gateway.wrapper, front)
+        return send(answer, environ, start_response, gateway.wrapper, front)
 
     def _hidden(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """The application, which doesn't know that anything but all of it was asked for."""
@@ -574,7 +596,7 @@ class Files:
             # A page about an error has no validators of its own.
             arguments["status"], arguments["etag"], arguments["last_modified"] = found.status, False, False
         answer = Answer(request, found.file, found.close, **arguments)
-        return _send(answer, environ, start_response, environ.get("wsgi.file_wrapper"), _front(environ, self._front))
+        return send(answer, environ, start_response, environ.get("wsgi.file_wrapper"), _front(environ, self._front))
 
     def _find(self, environ: Environ) -> Found | None:
         """What answers; None: nothing here does."""
@@ -610,10 +632,10 @@ def _front(environ: Environ, front: FrontServer | None) -> FrontServer | None:
     return None if _FRONT in environ else front
 
 
-def _send(
-    answer: Answer, environ: Environ, start_response: StartResponse, wrapper: Any, front: FrontServer | None
+def send(
+    answer: Answer, environ: Environ, start_response: StartResponse, wrapper: Any, front: FrontServer | None = None
 ) -> Iterable[bytes]:
-    """Return an answer from an application: by the front server, or else by this one."""
+    """Return an answer from an application: by the front server, or else by this one. An exception closes it."""
     try:
         if front is not None and front.take(answer, environ, start_response):
             return []
