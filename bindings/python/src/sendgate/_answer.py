@@ -122,6 +122,10 @@ class Answer:
             exchange, self._exchange = self._exchange, None
             if exchange is None:
                 raise StopIteration
+            if self.decision is not None and self.decision.status in (204, 304):
+                # wsgiref says Content-Length: 0 where nothing at all is iterated (RFC 9110 8.6: it must not).
+                exchange.close()
+                return b""
             transfer = self._transfer = Transfer()
             transfer._begin(None, exchange)
         chunk = bytearray(CHUNK)
