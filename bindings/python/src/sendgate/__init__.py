@@ -36,6 +36,7 @@ from ._errors import (
     FieldError,
     FileChangedError,
     ForkedError,
+    IncompleteError,
     InternalError,
     IOFailedError,
     NotRegularError,
@@ -48,12 +49,14 @@ from ._errors import (
     TruncatedError,
     UnsupportedError,
 )
+from ._receive import BufferPool, recv_file, recv_into
 from ._sender import Sender
 from ._types import Completion, Connection, Decision, HeadForm, Result, Rule, Step
 
 __all__ = [
     "ArgumentError",
     "BlockingSocketError",
+    "BufferPool",
     "BusyError",
     "Completion",
     "Connection",
@@ -64,6 +67,7 @@ __all__ = [
     "ForkedError",
     "HeadForm",
     "IOFailedError",
+    "IncompleteError",
     "InternalError",
     "NotRegularError",
     "OutOfMemoryError",
@@ -85,6 +89,8 @@ __all__ = [
     "decide",
     "features",
     "open_beneath",
+    "recv_file",
+    "recv_into",
     "respond",
     "response_file_conditional",
     "response_file_fd",

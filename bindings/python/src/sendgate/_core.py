@@ -57,6 +57,8 @@ _SIZES = {
     "sendgate_decision": 40,
     "sendgate_sink": 48,
     "sendgate_result": 48,
+    "sendgate_source": 48,
+    "sendgate_received": 32,
     "sendgate_sender_options": 32,
     "sendgate_completion": 64,
 }
@@ -121,6 +123,7 @@ _EXCEPTIONS: dict[int, type[_errors.SendgateError]] = {
     lib.SENDGATE_ERR_CHANGED: _errors.FileChangedError,
     lib.SENDGATE_ERR_REQUEST: _errors.RequestError,
     lib.SENDGATE_ERR_FORKED: _errors.ForkedError,
+    lib.SENDGATE_ERR_INCOMPLETE: _errors.IncompleteError,
 }
 
 

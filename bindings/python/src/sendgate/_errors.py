@@ -12,12 +12,17 @@ class SendgateError(Exception):
     system call that failed, or 0 (None for those that aren't an OSError). ``result`` is what happened up to
     then, or None if nothing was going to be sent. ``connection`` tells what may be done with the
     connection: if it is UNTOUCHED, no byte was written and another answer may be sent.
+
+    Of what receives: ``received`` is how many bytes were taken from the socket, and ``stored`` how many of them are
+    where they belong. The others, which a file did not take, are lost.
     """
 
     status: int
     name: str
     errno: int | None
     result: Result | None
+    received: int = 0
+    stored: int = 0
 
     def __init__(
         self, message: str, *, status: int = 0, name: str = "", errno: int = 0, result: Result | None = None
@@ -70,6 +75,10 @@ class TruncatedError(FileChangedError):
 
 class IOFailedError(SendgateError, OSError):
     """A system call failed: ``errno`` tells. ``connection`` tells whether something was sent."""
+
+
+class IncompleteError(SendgateError, EOFError):
+    """The peer has ended before all that was asked for had come: ``received`` tells how much of it has."""
 
 
 class PeerClosedError(SendgateError, ConnectionError):
