@@ -21,6 +21,7 @@ from urllib.parse import quote_from_bytes
 
 from ._answer import Answer, Begun, as_given, conditional, without_content
 from ._core import File, Request
+from ._receive import read_into, receive_file
 from ._site import Site, redirect_target
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]
     Application: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
 
-__all__ = ["Conditional", "FileWrapper", "Files", "FrontServer"]
+__all__ = ["Conditional", "FileWrapper", "Files", "FrontServer", "read_into", "receive_file"]
 
 _SAFE = ("GET", "HEAD")
 #: In an environ: a middleware hands over to the front server.
