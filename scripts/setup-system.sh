@@ -7,6 +7,10 @@ missing=
 need() { # COMMAND PACKAGE
     if ! PATH=$PATH:/usr/sbin command -v "$1" >/dev/null; then missing="$missing $2"; fi
 }
+# For what is no command.
+need_file() { # FILE PACKAGE
+    if [ ! -e "$1" ]; then missing="$missing $2"; fi
+}
 need cc gcc
 need c++ g++
 need clang clang
@@ -16,6 +20,12 @@ need openssl openssl
 need readelf binutils
 need strace strace
 need valgrind valgrind
+# The WSGI servers that are no packages of PyPI, which run in Debian's own Python, and what sendgate needs there.
+need apache2 apache2-bin
+need_file /usr/lib/apache2/modules/mod_wsgi.so libapache2-mod-wsgi-py3
+need uwsgi uwsgi-core
+need_file /usr/lib/uwsgi/plugins/python3_plugin.so uwsgi-plugin-python3
+if ! /usr/bin/python3 -c 'import _cffi_backend' 2>/dev/null; then missing="$missing python3-cffi-backend"; fi
 # For the TLS example of docs/c.md and tests/c/tls.c; a header, not a command.
 if ! echo '#include <openssl/ssl.h>' | cc -E - >/dev/null 2>&1; then missing="$missing libssl-dev"; fi
 

@@ -1,0 +1,196 @@
+"""What ``wsgi.file_wrapper`` and ``sendgate.wsgi.Files`` answer on every WSGI server, as a client sees it.
+
+How the servers are started is in ``wsgi_servers``, the cases of the wrapper in ``wsgi_cases``, and how an answer to one
+is judged in ``wsgi_matrix``, which prints what servers do without this package.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rows
+import wsgi_matrix
+from wsgi_cases import CASES, Case
+from wsgi_servers import OTHERS, OURS, STOCK, Folder, Server, running
+
+SERVERS = (*OURS, *OTHERS, *(server for server in STOCK if server not in OTHERS))
+SOCKET_ROWS = [row for row in rows.load() if row.values_only is None]
+
+
+@dataclasses.dataclass
+class Running:
+    """A server that runs."""
+
+    server: Server
+    address: tuple[str, int]
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Folder]:
+    """What all servers send from."""
+    with Folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def running_server(request: pytest.FixtureRequest, folder: Folder) -> Iterator[Running]:
+    """Each server is started once."""
+    server: Server = request.param
+    reason = server.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    with running(server, folder) as (address, log):
+        yield Running(server, address, log)
+
+
+on_all_servers = pytest.mark.parametrize("running_server", SERVERS, ids=str, indirect=True)
+on_the_servers_of_files = pytest.mark.parametrize("running_server", (*OURS, *OTHERS), ids=str, indirect=True)
+
+
+# ---- The matrix ----
+
+
+@on_all_servers
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.slug)
+def test_file_wrapper(case: Case, running_server: Running, folder: Folder) -> None:
+    """The right bytes arrive, framed by Content-Length, the connection stays in step, and the object is closed once.
+
+    On a server of ours with any application; on the others, if the application is in Conditional.
+    """
+    prefix = "plain" if running_server.server.ours else "conditional"
+    number = next(wsgi_matrix.numbers)
+    verdict = wsgi_matrix.ask(running_server.address, case, folder, prefix, number)
+    assert not verdict.wrong
+    if case.sized:
+        assert not verdict.framing
+    if case.closes:
+        assert wsgi_matrix.closes(folder, number) == 1
+
+
+# ---- The rows ----
+
+
+#: Content that a request announces. rows.build_request leaves it out; a server may want to have it before it answers.
+CONTENT = {
+    "conn-unread-chunked-body": b"5\r\nHello\r\n0\r\n\r\n",
+    "conn-unread-body-of-known-length": b"1234567",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """What a server does to the answers to some rows, whatever the application says."""
+
+    why: str
+    servers: tuple[str, ...]
+    #: By the name of the row: all that the row's judge complains of.
+    complaints: dict[str, str]
+
+
+DIFFERENCES = (
+    Difference(
+        "joins the lines of a field by a comma without a space, so that the halves of a tag become one",
+        ("gunicorn", "wsgiref", "gevent"),
+        {"inm-two-lines-tag-across": "status 304 instead of 200"},
+    ),
+    Difference(
+        "passes only the last line of a field that it doesn't know to be a list",
+        ("cheroot",),
+        {
+            "ims-two-lines": "status 304 instead of 200",
+            "ims-two-lines-one-garbage": "status 304 instead of 200",
+            "ius-two-lines": "status 412 instead of 200",
+            "ifr-two-lines": "status 206 instead of 200",
+            "ifr-date-two-lines": "status 206 instead of 200",
+            "rng-bad-two-lines": "status 206 instead of 200",
+            "rng-bad-two-lines-same": "status 206 instead of 200",
+            "rng-two-lines-joined": "status 200 instead of 206",
+        },
+    ),
+    Difference(
+        "drops a Content-Length of 0 from the answer to a HEAD",
+        ("mod_wsgi",),
+        {
+            "ius-head": "Content-Length None instead of 0",
+            "head-empty-file": "Content-Length None instead of 0",
+            "head-im-mismatch": "Content-Length None instead of 0",
+        },
+    ),
+    Difference(
+        "answers an HTTP/1.0 request with HTTP/1.0",
+        ("uWSGI",),
+        {row.name: "version HTTP/1.0" for row in SOCKET_ROWS if row.version == 10},
+    ),
+)
+
+
+@on_the_servers_of_files
+@pytest.mark.parametrize("row", SOCKET_ROWS, ids=str)
+def test_row(row: rows.Row, running_server: Running, folder: Folder) -> None:
+    """What Files answers is what the row expects, and leaves the connection in step."""
+    server = running_server.server
+    path = rows.make_file(folder.files, row)
+    try:
+        tag = rows.file_tag(path)
+        target = f"/files/{path.name}"
+        request = rows.build_request(row, target, "localhost", tag)
+        request += CONTENT.get(row.name, b"12345" if row.body else b"")
+        response = rows.fetch(running_server.address, request, timeout=30, probe=rows.probe(target))
+        assert complaints(as_served(row, server), response, tag) == different(row, server)
+    finally:
+        path.unlink()
+
+
+def as_served(row: rows.Row, server: Server) -> rows.Row:
+    """The row as Files answers it on a server.
+
+    It says that text is UTF-8. Whether the connection stays is not the application's affair: the server reads what
+    the application leaves unread, and need not keep HTTP/1.0 connections. What it announces has to be so all the same.
+    """
+    expect = dict(row.expect)
+    expect["fields"] = [
+        [name, value + "; charset=utf-8" if value == "text/plain" else value]
+        for name, value in row.expect.get("fields", [])
+        if name != "Connection"
+    ]
+    expect["absent"] = [name for name in row.expect.get("absent", []) if name != "Connection"]
+    if row.version == 10 or row.body or row.name in CONTENT:
+        expect.pop("keep_alive", None)
+    elif not server.persistent and "keep_alive" in expect:
+        expect["keep_alive"] = False
+    return dataclasses.replace(row, expect=expect)
+
+
+def complaints(row: rows.Row, response: rows.Response, tag: str) -> list[str]:
+    """What the judge says against the answer."""
+    try:
+        rows.check(row, response, etag=tag)
+    except rows.Mismatch as mismatch:
+        return re.findall("^  - (.*)$", str(mismatch), re.MULTILINE)
+    return []
+
+
+def different(row: rows.Row, server: Server) -> list[str]:
+    """What it has to say against it."""
+    name = server.name.removeprefix("sendgate.")
+    return [
+        difference.complaints[row.name]
+        for difference in DIFFERENCES
+        if name.startswith(difference.servers) and row.name in difference.complaints
+    ]
+
+
+# ---- After all that ----
+
+
+@on_all_servers
+def test_nothing_was_wrong_on_the_inside(running_server: Running, folder: Folder) -> None:
+    """No server has logged a traceback, and nothing was closed again later."""
+    assert "Traceback" not in running_server.log.read_text()
+    assert {path.stat().st_size for path in folder.closed.iterdir()} <= {1}
