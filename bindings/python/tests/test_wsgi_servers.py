@@ -826,6 +826,21 @@ def test_waitress_serves_on_several_sockets(application: Application) -> None:
             trigger.pull_trigger(server.close)
 
 
+def test_two_waitress_servers_have_one_loop(application: Application) -> None:
+    """Each of them sends, and the loop ends when both are closed."""
+    loop: dict[int, Any] = {}
+    options = {"host": "127.0.0.1", "port": 0, "asyncore_loop_timeout": 0.01}
+    servers = [sendgate.waitress.create_server(application, loop, **options) for _ in range(2)]
+    with in_thread(servers[0].run):
+        try:
+            for server in servers:
+                assert get(("127.0.0.1", int(server.effective_port)), "/file")[2] == CONTENT
+        finally:
+            for server in servers:
+                server.task_dispatcher.shutdown()
+                server.trigger.pull_trigger(server.close)
+
+
 def test_waitress_keeps_a_connection_whose_file_is_being_sent(application: Application) -> None:
     """Its maintenance closes idle ones by the time of what it has sent itself."""
     with run_waitress(application) as address, Client(address, buffer=8192) as client:

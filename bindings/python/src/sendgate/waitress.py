@@ -59,7 +59,8 @@ def create_server(application: Application, map: dict[int, Any] | None = None, *
     server = _create_server(application, map, **kw)
     sender = Sender(max_in_flight=65536)
     for dispatcher in map.values():
-        if isinstance(dispatcher, BaseWSGIServer):
+        # The map may have another server in it.
+        if isinstance(dispatcher, BaseWSGIServer) and dispatcher.channel_class is not _Channel:
             dispatcher.channel_class = _Channel
             dispatcher.application = _Application(dispatcher.application)
             dispatcher.sendgate_sender = sender
@@ -219,7 +220,7 @@ class _Completions(wasyncore.dispatcher):  # type: ignore[misc]
 
     def readable(self) -> bool:
         # The loop ends when nothing is left in its map.
-        if len(self._map) == 1 and not self._sender._submitted:
+        if not self._sender._submitted and all(isinstance(other, _Completions) for other in self._map.values()):
             self.close()
             return False
         return True
