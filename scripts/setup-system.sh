@@ -15,6 +15,7 @@ need cc gcc
 need c++ g++
 need clang clang
 need curl curl
+need lighttpd lighttpd
 need nginx nginx-light
 need openssl openssl
 need readelf binutils
@@ -23,6 +24,7 @@ need valgrind valgrind
 # The WSGI servers that are no packages of PyPI, which run in Debian's own Python, and what sendgate needs there.
 need apache2 apache2-bin
 need_file /usr/lib/apache2/modules/mod_wsgi.so libapache2-mod-wsgi-py3
+need_file /usr/lib/apache2/modules/mod_xsendfile.so libapache2-mod-xsendfile
 need uwsgi uwsgi-core
 need_file /usr/lib/uwsgi/plugins/python3_plugin.so uwsgi-plugin-python3
 if ! /usr/bin/python3 -c 'import _cffi_backend' 2>/dev/null; then missing="$missing python3-cffi-backend"; fi

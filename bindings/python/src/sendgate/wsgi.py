@@ -415,7 +415,7 @@ class FrontServer:
         self._mapping = sorted(mapped, key=lambda pair: -len(pair[0]))
 
     def name(self, fd: int) -> str | None:
-        """What the front server calls an open file, percent-encoded; None: it can't have it."""
+        """What the front server calls an open file; None: it can't have it."""
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size < self.threshold:
             return None
@@ -429,8 +429,9 @@ class FrontServer:
         for directory, name in self._mapping:
             if path.startswith(directory):
                 name += path[len(directory) :]
-                # lighttpd answers 502 to what is no UTF-8. nginx doesn't care.
-                return quote_from_bytes(name) if self._is_url or _is_utf8(name) else None
+                if self._is_url:
+                    return quote_from_bytes(name)
+                return name.decode("latin-1") if _is_literal(name) else None
         return None
 
     def take(self, answer: Answer, environ: Environ, start_response: StartResponse) -> bool:
@@ -450,20 +451,24 @@ class FrontServer:
                 return False  # the front server would send all of the file
         finally:
             whole.close()
-        if self._is_url and "content-encoding" in _names(fields):
-            return False  # nginx would drop that
-        fields = [(name, value) for name, value in fields if name not in ("Accept-Ranges", "Content-Length")]
+        if "content-encoding" in _names(fields):
+            return False  # nginx and mod_xsendfile drop that
+        # Apache doesn't say Accept-Ranges by itself.
+        dropped = ("Accept-Ranges", "Content-Length") if self._is_url else ("Content-Length",)
+        fields = [(name, value) for name, value in fields if name not in dropped]
         answer.close()
         start_response(status, [*fields, (self.field, name), ("Content-Length", "0")])
         return True
 
 
-def _is_utf8(name: bytes) -> bool:
+def _is_literal(name: bytes) -> bool:
+    """Whether a path means the same to lighttpd and mod_xsendfile 1.0, which decode it, and to 0.12, which doesn't."""
     try:
-        name.decode()
+        # lighttpd answers 502 to what is no UTF-8.
+        text = name.decode()
     except UnicodeDecodeError:
         return False
-    return True
+    return "%" not in text and text.isprintable() and text == text.strip()
 
 
 class Conditional:
