@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -49,11 +49,22 @@ def running_server(request: pytest.FixtureRequest, folder: Folder) -> Iterator[R
         yield Running(server, address, log)
 
 
-on_all_servers = pytest.mark.parametrize("running_server", SERVERS, ids=str, indirect=True)
-on_the_servers_of_files = pytest.mark.parametrize("running_server", (*OURS, *OTHERS), ids=str, indirect=True)
+def on(servers: Iterable[Server]) -> pytest.MarkDecorator:
+    """A test runs on these."""
+    return pytest.mark.parametrize("running_server", servers, ids=str, indirect=True)
+
+
+on_all_servers = on(SERVERS)
+on_persistent_servers = on([server for server in SERVERS if server.persistent])
+on_the_servers_of_files = on([*OURS, *OTHERS])
 
 
 # ---- The matrix ----
+
+
+def prefix_of(server: Server) -> str:
+    """Ours need no middleware."""
+    return "plain" if server.ours else "conditional"
 
 
 @on_all_servers
@@ -63,7 +74,7 @@ def test_file_wrapper(case: Case, running_server: Running, folder: Folder) -> No
 
     On a server of ours with any application; on the others, if the application is in Conditional.
     """
-    prefix = "plain" if running_server.server.ours else "conditional"
+    prefix = prefix_of(running_server.server)
     number = next(wsgi_matrix.numbers)
     verdict = wsgi_matrix.ask(running_server.address, case, folder, prefix, number)
     assert not verdict.wrong
@@ -71,6 +82,13 @@ def test_file_wrapper(case: Case, running_server: Running, folder: Folder) -> No
         assert not verdict.framing
     if case.closes:
         assert wsgi_matrix.closes(folder, number) == 1
+
+
+@on_persistent_servers
+def test_pipelined(running_server: Running, folder: Folder) -> None:
+    """Many requests at once on one connection: each answer begins where the last one ends."""
+    found = wsgi_matrix.ask_all_at_once(running_server.address, folder, prefix_of(running_server.server))
+    assert found == {case.name: [] for case in CASES}
 
 
 # ---- The rows ----

@@ -98,38 +98,69 @@ class _Stream:
 def ask(address: Address, case: Case, folder: Folder, prefix: str, number: int, timeout: float = 30) -> Verdict:
     """One case, and a second request on the same connection if that stays."""
     verdict = Verdict()
-    content = (folder.files / case.path.name).read_bytes()
     with socket.create_connection(address, timeout=timeout) as connection:
         stream = _Stream(connection, timeout)
-        request = f"{case.method} /{prefix}/{case.slug}?{number} HTTP/1.1\r\nHost: localhost\r\n\r\n"
-        connection.sendall(request.encode())
+        connection.sendall(_request(case, prefix, number))
         try:
-            _judge(stream, case, content[case.first : case.last], verdict)
+            response = _judge(stream, case, folder, verdict)
+            if response is not None:
+                _after(stream, response, verdict.wrong)
         except TimeoutError:
             verdict.wrong.append("waits for ever")
     return verdict
 
 
-def _judge(stream: _Stream, case: Case, content: bytes, verdict: Verdict) -> None:
+def ask_all_at_once(address: Address, folder: Folder, prefix: str, timeout: float = 60) -> dict[str, list[str]]:
+    """All cases on one connection, without waiting for the answers (RFC 9112 9.3.2). What is wrong, by case.
+
+    Where the server says that it closes the connection, the rest is asked on another one.
+    """
+    found: dict[str, list[str]] = {}
+    while left := [case for case in CASES if case.name not in found]:
+        with socket.create_connection(address, timeout=timeout) as connection:
+            stream = _Stream(connection, timeout)
+            connection.sendall(b"".join(_request(case, prefix, next(numbers)) for case in left))
+            for case in left:
+                verdict = Verdict()
+                response = _judge(stream, case, folder, verdict)
+                found[case.name] = verdict.wrong
+                if response is None or verdict.wrong:
+                    return found
+                if not response.keep_alive:
+                    break
+            else:
+                connection.sendall(_NEXT)
+            rest = stream.rest()
+            if (b"\r\n\r\nnext" in rest) != response.keep_alive:
+                found["the end"] = [repr(rest)]
+    return found
+
+
+def _request(case: Case, prefix: str, number: int) -> bytes:
+    return f"{case.method} /{prefix}/{case.slug}?{number} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+
+
+def _judge(stream: _Stream, case: Case, folder: Folder, verdict: Verdict) -> rows.Response | None:
+    """Take one answer. Returns it if anything can be said of what comes after it."""
+    content = (folder.files / case.path.name).read_bytes()[case.first : case.last]
     wrong = verdict.wrong
     head = stream.until(b"\r\n\r\n")
     if not head:
         wrong.append("no answer")
-        return
+        return None
     response = rows.parse_response(head, case.method, body_follows=False)
     if response.status != int(case.status[:3]):
         wrong.append(str(response.status))
-        return
-    empty = case.method == "HEAD" or response.status == 304
-    announced = response.get("Content-Length")
+        return None
     if case.middleware is adding and not response.get("X-Added"):
         wrong.append("the field is lost")
-    if empty:
-        body = b""
+    announced = response.get("Content-Length")
+    if case.method == "HEAD" or response.status == 304:
         # A 304 may leave it out (RFC 9110 8.6).
         if announced != str(len(content)) and not (response.status == 304 and announced is None):
             wrong.append(f"Content-Length {announced}")
-    elif response.get("Transfer-Encoding") == "chunked":
+        return response
+    if response.get("Transfer-Encoding") == "chunked":
         verdict.framing = "chunked"
         body = stream.chunked()
     elif announced is not None:
@@ -139,12 +170,12 @@ def _judge(stream: _Stream, case: Case, content: bytes, verdict: Verdict) -> Non
         body = stream.rest()
     if body and body != content[: len(body)]:
         wrong.append("wrong bytes")
-    elif announced is not None and not empty and len(body) < int(announced):
+    elif announced is not None and len(body) < int(announced):
         wrong.append(f"{len(body)} bytes of {announced}, closed")
-        return
-    elif not empty and len(body) != len(content):
+        return None
+    elif len(body) != len(content):
         wrong.append(f"{len(body)} bytes instead of {len(content)}")
-    _after(stream, response, wrong)
+    return response
 
 
 def _after(stream: _Stream, response: rows.Response, wrong: list[str]) -> None:
