@@ -143,7 +143,6 @@ EnableSendfile On
 MaxRanges none
 WSGIChunkedRequest On
 WSGIEnableSendfile On
-WSGIApplicationGroup %{{GLOBAL}}
 WSGIScriptAlias / {directory}/application.wsgi
 <Directory {directory}>
     Require all granted
