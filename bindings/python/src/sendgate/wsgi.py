@@ -102,7 +102,7 @@ class FileWrapper:
         buffer = _buffer(filelike)
         if buffer is None:
             return _file(filelike)
-        if buffer is not filelike:
+        if buffer is not filelike and isinstance(buffer, memoryview):
             self._view = buffer
         with memoryview(buffer) as view:
             length = view.nbytes
@@ -462,7 +462,7 @@ class FrontServer:
 
 
 def _is_literal(name: bytes) -> bool:
-    """Whether a path means the same to lighttpd and mod_xsendfile 1.0, which decode it, and to 0.12, which doesn't."""
+    """Whether a path means the same to who decodes %XX in it (lighttpd) and who doesn't (mod_xsendfile 0.12)."""
     try:
         # lighttpd answers 502 to what is no UTF-8.
         text = name.decode()
