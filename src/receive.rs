@@ -92,8 +92,8 @@ pub(crate) fn to_memory<R: Reader>(
     })
 }
 
-/// From how many bytes on a pipe is made: it costs some system calls.
-const PIPE_FROM: u64 = 128 << 10;
+/// From how many bytes on a pipe is made: it costs some system calls (bench/receive.c).
+const PIPE_FROM: u64 = 512 << 10;
 
 /// Bytes that are copied at once.
 const CHUNK: u64 = 64 << 10;

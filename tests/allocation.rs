@@ -1,6 +1,7 @@
 //! Deciding, writing a head and sending allocate nothing: counted by the allocator.
 
 use sendgate::ffi::decide::{sendgate_decide, sendgate_head_bytes, sendgate_head_fields, sendgate_rep_from_fd};
+use sendgate::ffi::receive::{sendgate_receive, sendgate_receive_file};
 use sendgate::ffi::send::{
     sendgate_respond, sendgate_transfer, sendgate_transfer_free, sendgate_transfer_new, sendgate_transfer_start,
     sendgate_transfer_step,
@@ -229,4 +230,31 @@ fn handing_over() {
     unsafe { sendgate_sender_free(sender) };
     drop(ours);
     reader.join().unwrap().unwrap();
+}
+
+/// Into memory, and through a pipe into a file; only a copy to a file needs room for a piece.
+#[test]
+fn receiving() {
+    for (length, of_file) in [(100_000, 1), (600_000, 0)] {
+        let (ours, mut peer) = UnixStream::pair().unwrap();
+        let sender = std::thread::spawn(move || peer.write_all(&vec![7; 2 * length]));
+        let mut source: sendgate_source = zeroed();
+        source.fd = ours.as_raw_fd();
+        let mut buffer = vec![0; length];
+        let count = allocations(|| {
+            let (source, out) = (&raw const source, std::ptr::null_mut());
+            // SAFETY: valid structs, and a buffer of that length.
+            assert_eq!(unsafe { sendgate_receive(source, buffer.as_mut_ptr(), length, out) }, SENDGATE_OK);
+        });
+        assert_eq!(count, 0, "{length} bytes into memory");
+        let file = tempfile();
+        let count = allocations(|| {
+            let (source, out) = (&raw const source, std::ptr::null_mut());
+            // SAFETY: valid structs.
+            let status = unsafe { sendgate_receive_file(source, file.as_raw_fd(), 0, length as u64, out) };
+            assert_eq!(status, SENDGATE_OK);
+        });
+        assert_eq!(count, of_file, "{length} bytes into a file");
+        sender.join().unwrap().unwrap();
+    }
 }

@@ -218,7 +218,7 @@ static void place_free(struct place_of *to)
 /* Each length from each kind of socket to each place: exactly so many bytes are taken, and the rest stays. */
 static void every_length(void)
 {
-    static const size_t lengths[] = {0, 1, 4096, SMALL, 131071, 131072, LARGE, 5 * LARGE};
+    static const size_t lengths[] = {0, 1, 4096, SMALL, 524287, 524288, LARGE, 5 * LARGE};
     for (int variant = 0; variant < 4 * N_PLACES; variant++) {
         enum kind kind = variant & 1 ? TCP_PAIR : UNIX_PAIR;
         int nonblocking = (variant & 2) != 0;

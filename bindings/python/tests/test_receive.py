@@ -294,7 +294,7 @@ def test_without_waiting(connection: tuple[socket.socket, socket.socket], tmp_pa
 # ---- Files ----
 
 
-@pytest.mark.parametrize("length", [0, 1, 5000, 131071, LENGTH])
+@pytest.mark.parametrize("length", [0, 1, 5000, 524287, LENGTH])
 def test_into_a_file(
     connection: tuple[socket.socket, socket.socket],
     length: int,
