@@ -124,7 +124,13 @@ settings.configure(
     ROOT_URLCONF=__name__,
     ALLOWED_HOSTS=["*"],
     SECRET_KEY="x",
-    MIDDLEWARE=["django.middleware.common.CommonMiddleware", "django.middleware.security.SecurityMiddleware"],
+    MIDDLEWARE=[
+        "django.middleware.security.SecurityMiddleware",
+        "whitenoise.middleware.WhiteNoiseMiddleware",
+        "django.middleware.common.CommonMiddleware",
+    ],
+    WHITENOISE_ROOT=str(FILES),
+    WHITENOISE_MAX_AGE=60,
 )
 urlpatterns = [
     path("file", django_file), path("memory", django_memory), path("text", django_text), path("stream", django_stream)
@@ -139,6 +145,7 @@ APPLICATIONS = {
     "stock": Conditional(app, hide=True),
     "django": Conditional(django_application),
     "white": Conditional(white, hide=True),
+    "middleware": Conditional(django_application, hide=True),
     "plain": white,
 }
 
@@ -345,12 +352,13 @@ def test_other_responses(server: Running) -> None:
 # ---- WhiteNoise ----
 
 
-def test_whitenoise(server: Running) -> None:
-    """Unmodified, behind Conditional: everything is right, with its own validators."""
-    tag = server.get("/white/file.bin").get("ETag")
+@pytest.mark.parametrize("target", ["/white/file.bin", "/middleware/file.bin"])
+def test_whitenoise(server: Running, target: str) -> None:
+    """Unmodified, behind Conditional, by itself and in Django: everything is right, with its own validators."""
+    tag = server.get(target).get("ETag")
     assert tag is not None
-    check_all(server, "/white/file.bin", tag, DATE)
-    assert server.get("/white/file.bin").get("Cache-Control") == "max-age=60, public"
+    check_all(server, target, tag, DATE)
+    assert server.get(target).get("Cache-Control") == "max-age=60, public"
 
 
 def test_whitenoise_alone(server: Running) -> None:
@@ -361,7 +369,7 @@ def test_whitenoise_alone(server: Running) -> None:
     assert server.get("/plain/file.bin", Range="bytes=0-9", If_Range='"x"').status == 206
 
 
-@pytest.mark.parametrize("target", ["/white/file.bin", "/flask/file", "/stock/stock", "/django/file"])
+@pytest.mark.parametrize("target", ["/white/file.bin", "/middleware/file.bin", "/flask/file", "/django/file"])
 @pytest.mark.parametrize("server", ["sendgate.gunicorn"], indirect=True)
 def test_ranges_leave_by_sendfile(server: Running, tmp_path: Path, target: str) -> None:
     """On a server of ours nothing of the file is read by Python (seen by strace)."""

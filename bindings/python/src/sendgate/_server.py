@@ -26,7 +26,7 @@ from urllib.parse import quote_from_bytes
 from . import __version__
 from ._core import File, Request, open_beneath, respond
 from ._errors import FileChangedError, NotRegularError, PeerClosedError, RequestError, SendgateError
-from ._site import NOT_FOUND, content_type, error_page, page, redirect_page, redirect_target, resolve
+from ._site import content_type, error_page, page, redirect_page, redirect_target, resolve, status_of
 from ._types import Connection, FileArg, Result
 
 #: Longest request head, in bytes. RFC 9112 3 recommends at least 8000 for the request line alone.
@@ -202,14 +202,10 @@ class Handler(BaseHTTPRequestHandler):
             self._cannot_open(error)
 
     def _cannot_open(self, error: OSError) -> None:
-        if error.errno in NOT_FOUND:
-            self._error(HTTPStatus.NOT_FOUND)
-        elif error.errno in (errno.EACCES, errno.EPERM):
-            self._error(HTTPStatus.FORBIDDEN)
-        else:
+        status = HTTPStatus(status_of(error))
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             self.log_error("%r: %s", self.requestline, error)
-            busy = error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-            self._error(HTTPStatus.SERVICE_UNAVAILABLE if busy else HTTPStatus.INTERNAL_SERVER_ERROR)
+        self._error(status)
 
     def _open(self, path: bytes) -> File:
         return open_beneath(self.server.root_fd, path, outside=self.server.follow_symlinks)

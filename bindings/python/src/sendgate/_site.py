@@ -42,6 +42,16 @@ _SELF_DECLARED = ("text/html", "text/xml")
 #: business.
 NOT_FOUND = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EXDEV, errno.ELOOP, errno.EILSEQ, errno.EINVAL)
 
+
+def status_of(error: OSError) -> int:
+    """What a client is told of a file that can't be opened."""
+    if error.errno in NOT_FOUND:
+        return 404
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return 403
+    return 503 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM) else 500
+
+
 #: Content codings (RFC 9110 8.4.1, RFC 7932, RFC 8878) and how files of them are named; the best comes first.
 CODINGS = (("br", b".br"), ("zstd", b".zst"), ("gzip", b".gz"))
 
@@ -253,13 +263,10 @@ class Site:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fsdecode(relative)) from None
             return self.error(403)
         except OSError as error:
-            if error.errno in NOT_FOUND:
-                return None
-            if error.errno in (errno.EACCES, errno.EPERM):
-                return self.error(403)
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-                return self.error(503)
-            raise
+            status = status_of(error)
+            if status == 500:
+                raise
+            return None if status == 404 else self.error(status)
         except ValueError:
             return self.error(400)  # a NUL in it
 
