@@ -116,9 +116,9 @@ pub unsafe extern "C" fn sendgate_receive(
     unsafe { report(out, call) }
 }
 
-/// As sendgate_receive, into a regular file: len bytes from offset on, whatever was there. The kernel
-/// moves them there without passing them to this process (splice) if there are many of them and it
-/// can, and a blocking socket has O_NONBLOCK meanwhile. The file's own position stays where it is.
+/// As sendgate_receive, into a regular file: len bytes from offset on, whatever was there. From 512
+/// KiB on the kernel moves them there without passing them to this process (splice), if it can, and
+/// a blocking socket has O_NONBLOCK meanwhile. The file's own position stays where it is.
 ///
 /// Before anything is taken: SENDGATE_ERR_NOT_REGULAR; SENDGATE_ERR_IO with EBADF (the file is not
 /// open for writing), EINVAL (it has O_APPEND) or EFBIG (RLIMIT_FSIZE; no SIGXFSZ is raised).
