@@ -38,13 +38,15 @@ class _Background:
             self._watcher.start(self._take)
         try:
             completion: Completion = waiter.get()
-        except BaseException:
+        except BaseException as error:
             # The greenlet is killed, or its time is over. What is sent is needed until that has ended, which doesn't
             # depend on the client any more.
             sender.cancel(given)
             while not waiter.ready():
                 with contextlib.suppress(gevent.GreenletExit, gevent.Timeout):
                     waiter.wait()
+            # As a SendgateError has it, for the log.
+            error.result = waiter.get().result  # type: ignore[attr-defined]
             raise
         if completion.error is not None:
             raise completion.error
