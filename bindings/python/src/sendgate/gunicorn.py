@@ -6,164 +6,282 @@
 as ``environ["wsgi.file_wrapper"](file)``, or by ``sendgate.wsgi``: that leaves in the background, by sendfile, and no
 thread of the pool waits for a slow client. All other responses are gunicorn's.
 
-A TLS connection is written to through its socket's send(), by the thread that has run the application.
-``--no-sendfile`` is honoured.
+``--no-sendfile`` is honoured. Over TLS, ``ThreadWorker`` writes to the socket's own send(), in the thread that has run
+the application; the others leave that to gunicorn, as all of them do with HTTP/2 and the uwsgi protocol.
 """
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import select
 import selectors
+import socket
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import gunicorn
 from gunicorn.http.wsgi import Response
 from gunicorn.workers.gthread import ThreadWorker as _ThreadWorker
 from gunicorn.workers.sync import SyncWorker as _SyncWorker
 
+from ._adapters import IDLE, wait
 from ._answer import Answer, reason
-from ._core import _Exchange, _Sink
-from ._errors import PeerClosedError, SendgateError
+from ._core import _Exchange, _milliseconds, _Sink
+from ._errors import PeerClosedError, ResponseTimeoutError, SendgateError, TransferCancelledError
 from ._sender import Sender
 from ._types import Completion, Connection, Result
-from .wsgi import Gateway
+from .wsgi import Gateway, give
 
 if TYPE_CHECKING:
+    from ._gunicorn_gevent import GeventWorker
     from .wsgi import Environ, StartResponse
 
-#: Seconds in which a client has to take something. gunicorn itself has no such limit.
-IDLE = 60
+__all__ = ["GeventWorker", "SyncWorker", "ThreadWorker"]
 
-#: In the environ of a request whose response is still being sent: a _Pending.
-_PENDING = "sendgate.pending"
+#: Seconds and bytes for which a connection that is being closed is kept, for what its client still sends. gunicorn's.
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 65536
+
+#: The versions that have what is used.
+WORKS_WITH = "25.3 to 27.0"
+
+#: What is used of gunicorn's classes: methods, and attributes that __init__ sets.
+_USED: tuple[tuple[type, str], ...] = (
+    (Response, "can_sendfile force_close should_close must_close headers headers_sent response_length sent sock req"),
+    (_SyncWorker, "load_wsgi notify run"),
+    (_ThreadWorker, "load_wsgi run handle handle_error finish_request murder_pending"),
+    (_ThreadWorker, "poller tpool method_queue nr_conns worker_connections"),
+)
+
+
+def _check_gunicorn() -> None:
+    """Refuse a gunicorn that works in another way: its workers would not fail but answer in the wrong one."""
+    missing = [
+        f"{used.__module__}.{used.__name__}.{name}"
+        for used, names in _USED
+        for name in names.split()
+        if not hasattr(used, name) and name not in used.__init__.__code__.co_names  # type: ignore[misc]
+    ]
+    finish = getattr(_ThreadWorker, "finish_request", None)
+    if finish is not None and list(inspect.signature(finish).parameters) != ["self", "conn", "fs"]:
+        missing.append(f"{_ThreadWorker.__module__}.{_ThreadWorker.__name__}.finish_request(self, conn, fs)")
+    if missing:
+        raise ImportError(
+            f"sendgate.gunicorn works with gunicorn {WORKS_WITH}, not with {gunicorn.__version__}, which has no "
+            + ", ".join(missing)
+        )
+
+
+_check_gunicorn()
+
+
+def __getattr__(name: str) -> Any:
+    # Only who asks for it needs gevent.
+    if name == "GeventWorker":
+        from ._gunicorn_gevent import GeventWorker
+
+        return GeventWorker
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class Body:
-    """What gunicorn iterates over in the place of a file: sends it when the first item is asked for, and is empty."""
+    """What gunicorn iterates over in the place of an answer that the library sends: nothing."""
 
-    def __init__(self, worker: Any, response: Response, answer: Answer, environ: Environ) -> None:
+    def __init__(self, worker: _Worker, response: Response, answer: Answer, environ: Environ) -> None:
+        self.response = response
+        #: gunicorn's own, which its logger gets, too.
+        self.environ = environ
+        #: Whether the library still reads the application's memory.
+        self.in_use = False
         self._worker = worker
-        self._response = response
         self._answer: Answer | None = answer
-        self._environ = environ
-        self._begun = False
-        self._in_flight = False
 
     def __iter__(self) -> Body:
         return self
 
     def __next__(self) -> bytes:
-        if not self._begun and self._answer is not None:
-            self._begun = True
-            self._send(self._answer)
         raise StopIteration
 
-    def _send(self, answer: Answer) -> None:
-        response = self._response
-        close = response.must_close or response.req.should_close()
-        exchange = answer.exchange((("Server", response.version),), close, not response.can_sendfile())
-        sink = _Sink(response.sock, IDLE * 1000)
+    def send(self, answer: Answer) -> None:
+        """Have it sent. An exception means that no byte was, and that gunicorn is to answer 500."""
+        response = self.response
         try:
-            if isinstance(response.sock, ssl.SSLSocket):
-                try:
-                    self.sent(exchange.respond(sink))
-                finally:
-                    exchange.close()
-            else:
-                # Python then waits for readiness by itself, where it reads what is left of the request, and the library
-                # has a socket that doesn't block.
-                response.sock.settimeout(IDLE)
-                self._worker.send(exchange, sink, self)
-        except SendgateError as error:
-            if error.connection is not Connection.UNTOUCHED and error.result is not None:
-                self.sent(error.result)
+            close = response.must_close or response.req.should_close()
+            exchange = answer.exchange((("Server", response.version),), close, not response.can_sendfile())
+            if self._worker.logs_fields:
+                response.headers = list(exchange.decide().fields)
+            self._worker.send(exchange, response.sock, self)
+        except BaseException as error:
+            if isinstance(error, SendgateError) and error.result is not None and _is_connections(error):
+                self.ended(error.result, error)
+                return
+            self.close()
+            if isinstance(error, OSError):
+                # gunicorn takes it for one of the connection's, and answers nothing.
+                raise RuntimeError(f"can't send a file: {error}") from error
             raise
 
-    def sent(self, result: Result) -> None:
-        """Tell gunicorn what became of its response: for its log, and whether the connection stays."""
-        response = self._response
+    def begun(self, result: Result) -> None:
+        """Tell gunicorn what became of its response."""
+        response = self.response
         response.status = reason(result.http_status)
         response.status_code = result.http_status
         response.headers_sent = True
         response.response_length = result.body_length
         response.sent = result.body_sent
+
+    def ended(self, result: Result, error: SendgateError | None = None) -> None:
+        """The same when it is complete or was cut short: then the connection is closed."""
+        self.begun(result)
         if result.connection is not Connection.REUSABLE:
-            response.force_close()
-
-    def keep(self, pending: _Pending, memory: bool) -> None:
-        """It goes on when gunicorn is done with it. memory: what is sent is needed until then."""
-        self._in_flight = memory
-        self._environ[_PENDING] = pending
-        self._response.headers_sent = True
-        self._response.response_length = 0
-
-    def end(self, completion: Completion) -> bool:
-        """It has ended. Whether the connection stays."""
-        self.sent(completion.result)
-        self._in_flight = False
-        self.close()
-        return not self._response.should_close()
+            self.response.force_close()
+        if error is None:
+            return
+        log, request = self._worker.log, self.response.req
+        if isinstance(error, PeerClosedError):
+            log.debug("Ignoring connection epipe")
+        elif isinstance(error, (ResponseTimeoutError, TransferCancelledError)):
+            log.info("%s %s: %s", request.method, request.uri, error)
+        else:
+            log.error("Error sending a file for %s %s: %s", request.method, request.uri, error)
 
     def close(self) -> None:
-        """gunicorn is done with it."""
-        if self._in_flight:
+        """Nobody needs it any more. gunicorn calls this, too early for memory that is still being sent."""
+        if self.in_use:
             return
         answer, self._answer = self._answer, None
-        if answer is not None:
-            answer.close()
+        try:
+            if answer is not None:
+                answer.close()
+        except Exception:
+            # gunicorn would cut the response short.
+            request = self.response.req
+            self._worker.log.exception("Error closing what was sent for %s %s", request.method, request.uri)
+
+
+def _is_connections(error: SendgateError) -> bool:
+    """Whether no other answer can be sent any more."""
+    return error.connection is not Connection.UNTOUCHED or isinstance(error, (PeerClosedError, ResponseTimeoutError))
 
 
 class _Worker:
     """What the workers share: the application is called through here."""
 
+    #: Seconds in which a client has to take something, or else its connection is closed. gunicorn has no such limit.
+    #: For another one make a subclass.
+    send_timeout = IDLE
+
+    #: Whether ``send`` can write to a TLS connection.
+    _sends_tls = False
+    #: Whether fields of the response are in the access log. Only then they are made known to gunicorn.
+    logs_fields = False
+
+    cfg: Any
+    log: Any
+    wsgi: Any
+
+    @property
+    def _timeout(self) -> int:
+        return _milliseconds(self.send_timeout, "send_timeout")
+
     def load_wsgi(self) -> None:
         """Load the application."""
         super().load_wsgi()  # type: ignore[misc]
-        self._application, self.wsgi = self.wsgi, self._call  # type: ignore[has-type]
+        self._application, self.wsgi = self.wsgi, self._call
+        self.logs_fields = "}o" in self.cfg.access_log_format
 
     def _call(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        response = getattr(start_response, "__self__", None)
-        # HTTP/2 has frames, and the uwsgi protocol leaves the framing to the front server.
-        if type(response) is not Response or getattr(response.cfg, "protocol", "http") != "http":
-            result: Iterable[bytes] = self._application(environ, start_response)
+        result = Gateway(environ, start_response).call(self._application)
+        # One that was begun is for iteration.
+        if type(result) is not Answer or result.decision is not None:
             return result
-        gateway = Gateway(environ, start_response)
-        result_or_answer = gateway.call(self._application)
-        # gunicorn looks here to tell what it may send by itself.
-        environ["wsgi.file_wrapper"] = gateway.wrapper
-        if type(result_or_answer) is Answer:
-            return Body(self, response, result_or_answer, environ)
-        return result_or_answer
+        response = getattr(start_response, "__self__", None)
+        if self._can_send(response, result):
+            body = Body(self, response, result, environ)
+            body.send(result)
+            return body
+        try:
+            return self.blocks(give(result, environ, start_response, None))
+        except BaseException:
+            result.close()
+            raise
+
+    def _can_send(self, response: Any, answer: Answer) -> bool:
+        """Whether the bytes may go past gunicorn, or are to be framed or encrypted by it."""
+        # A subclass speaks HTTP/2.
+        if type(response) is not Response or response.cfg.protocol != "http":
+            return False
+        if response.cfg.is_ssl and not self._sends_tls:
+            return False
+        # A middleware that asks the application for a GET instead of a HEAD relies on it that gunicorn knows better.
+        method = "GET" if answer.request is None else answer.request.method
+        return bool((method == "HEAD") == (response.req.method == "HEAD"))
+
+    def blocks(self, blocks: Iterable[bytes]) -> Iterable[bytes]:
+        """An answer, for gunicorn to send."""
+        return blocks
+
+    def send(self, exchange: _Exchange, sock: Any, body: Body) -> None:
+        """Send it, or begin to, and tell body."""
+        raise NotImplementedError
+
+
+class _Notifying:
+    """An answer that gunicorn sends. Whenever some of it was sent, gunicorn's master learns that the worker lives."""
+
+    def __init__(self, blocks: Any, worker: Any) -> None:
+        self._blocks = blocks
+        self._worker = worker
+
+    def __iter__(self) -> _Notifying:
+        return self
+
+    def __next__(self) -> bytes:
+        self._worker.notify()
+        block: bytes = next(self._blocks)
+        return block
+
+    def close(self) -> None:
+        """It was sent, or will not be."""
+        self._blocks.close()
 
 
 class SyncWorker(_Worker, _SyncWorker):  # type: ignore[misc]
-    """gunicorn's sync worker. It waits for each client, but is not killed (--timeout) because one is slow."""
+    """gunicorn's sync worker. It waits for each client, but is not killed (--timeout) because one is slow.
+
+    With --threads above 1 gunicorn takes its own gthread worker instead: ask for ``ThreadWorker``.
+    """
 
     def run(self) -> None:
         """Serve until told to stop."""
         with Sender(max_in_flight=1) as self._sender:
             super().run()
 
-    def send(self, exchange: _Exchange, sink: _Sink, body: Body) -> None:
-        """Send a file, and tell gunicorn's master once a second that this process is alive."""
+    def blocks(self, blocks: Iterable[bytes]) -> Iterable[bytes]:
+        """An answer, for gunicorn to send."""
+        return _Notifying(blocks, self)
+
+    def send(self, exchange: _Exchange, sock: Any, body: Body) -> None:
+        """Send it, and tell gunicorn's master once a second that this process is alive."""
+        sock.settimeout(self.send_timeout)
         sender = self._sender
-        given = sender._submit(exchange, sender._sink(sink, try_now=True), None)
-        if isinstance(given, Result):
-            body.sent(given)
+        given, result = sender._submit(exchange, sender._sink(_Sink(sock, self._timeout), try_now=True), None)
+        if not given:
+            body.ended(result)
             return
+        body.begun(result)
         ended = select.poll()
         ended.register(sender.fileno(), select.POLLIN)
         while not (completions := sender.take()):
             ended.poll(1000)
             self.notify()
-        completion = completions[0]
-        body.sent(completion.result)
-        if completion.error is not None:
-            raise completion.error
+        body.ended(completions[0].result, completions[0].error)
 
 
 class _Pending:
@@ -171,13 +289,19 @@ class _Pending:
 
     def __init__(self, body: Body) -> None:
         self.body = body
-        self.begun = time.monotonic()
-        #: What gunicorn would have logged when its thread was done.
-        self.access: tuple[Any, Any, Environ, timedelta] | None = None
-        #: Whether gunicorn would keep the connection.
-        self.keep = False
+        #: gunicorn's connection, once its thread is done with it.
         self.connection: Any = None
+        #: Whether gunicorn would keep it.
+        self.keep = False
+        #: How the response has ended.
         self.completion: Completion | None = None
+        #: What gunicorn would have logged when its thread was done, and when that was.
+        self.access: tuple[Any, Any, Environ, timedelta] | None = None
+        self.accessed = 0.0
+
+
+#: In the environ of a request whose response is still being sent: a _Pending.
+_PENDING = "sendgate.pending"
 
 
 class _Log:
@@ -191,31 +315,35 @@ class _Log:
 
     def access(self, response: Any, request: Any, environ: Environ, request_time: timedelta) -> None:
         """A line of the access log."""
-        pending = environ.get(_PENDING)
+        pending: _Pending | None = environ.pop(_PENDING, None)
         if pending is None:
             self._log.access(response, request, environ, request_time)
         else:
             pending.access = response, request, environ, request_time
+            pending.accessed = time.monotonic()
 
     def ended(self, pending: _Pending) -> None:
         """The line that was put off."""
-        if pending.access is not None:
-            response, request, environ, request_time = pending.access
-            request_time += timedelta(seconds=time.monotonic() - pending.begun)
+        if pending.access is None:
+            return
+        response, request, environ, request_time = pending.access
+        request_time += timedelta(seconds=time.monotonic() - pending.accessed)
+        try:
             self._log.access(response, request, environ, request_time)
+        except Exception:
+            self._log.exception("Error in the access log")
 
 
-class _Ended:
-    """What gunicorn takes for the future of a thread that is done."""
+class _Kept:
+    """What gunicorn takes for the future of a thread that is done, and wants to keep the connection."""
 
-    def __init__(self, keep: bool) -> None:
-        self._keep = keep
-
-    def cancelled(self) -> bool:
+    @staticmethod
+    def cancelled() -> bool:
         return False
 
-    def result(self) -> bool:
-        return self._keep
+    @staticmethod
+    def result() -> bool:
+        return True
 
 
 class ThreadWorker(_Worker, _ThreadWorker):  # type: ignore[misc]
@@ -223,21 +351,36 @@ class ThreadWorker(_Worker, _ThreadWorker):  # type: ignore[misc]
 
     The line in the access log, with the bytes that were sent, is written when the response has ended; the hook
     post_request runs before that. A stopping worker waits for the responses as long as graceful_timeout allows.
+
+    The main thread waits for no client either, when it closes a connection.
     """
+
+    _sends_tls = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.log = _Log(self.log)
         self._thread = threading.local()
+        #: Connections that were shut down, in the order in which they are closed at the latest.
+        self._parting: deque[Any] = deque()
 
     def run(self) -> None:
         """Serve until told to stop."""
-        with Sender(max_in_flight=self.cfg.worker_connections) as self._sender:
+        # gunicorn looks at the number of connections before it accepts one from each listener.
+        with Sender(max_in_flight=self.worker_connections + len(self.sockets)) as self._sender:
             self.poller.register(self._sender.fileno(), selectors.EVENT_READ, self._take)
             super().run()
+            # What took longer than graceful_timeout.
+            self._sender.stop()
+            while completions := self._sender.take():
+                for completion in completions:
+                    completion.token.body.ended(completion.result, completion.error)
+                    self.log.ended(completion.token)
+
+    # ---- In a thread of the pool ----
 
     def handle(self, conn: Any) -> Any:
-        """Serve one request, in a thread of the pool."""
+        """Serve one request."""
         self._thread.pending = None
         result = super().handle(conn)
         pending: _Pending | None = self._thread.pending
@@ -246,30 +389,50 @@ class ThreadWorker(_Worker, _ThreadWorker):  # type: ignore[misc]
         pending.keep = bool(result)
         return pending
 
-    def send(self, exchange: _Exchange, sink: _Sink, body: Body) -> None:
-        """Send a file, or what needs no waiting of it, and leave the rest to the sender."""
-        sender = self._sender
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: Any) -> None:
+        """Answer a request that can't be served."""
+        if getattr(self._thread, "pending", None) is None:
+            super().handle_error(req, client, addr, exc)
+        else:
+            # The rest of a request is malformed, while the response to it is being sent.
+            self.log.debug("Closing connection. %s", exc)
+
+    def send(self, exchange: _Exchange, sock: Any, body: Body) -> None:
+        """Send what needs no waiting, and leave the rest to the sender."""
+        if isinstance(sock, ssl.SSLSocket):
+            body.ended(wait(exchange, _Sink(sock, self._timeout)))
+            return
+        # Python then waits for readiness by itself, where gunicorn reads what is left of the request, and the library
+        # has a socket that doesn't block.
+        sock.settimeout(self.send_timeout)
         pending = _Pending(body)
         memory = exchange.memory is not None
-        given = sender._submit(exchange, sender._sink(sink, try_now=True), pending)
-        if isinstance(given, Result):
-            body.sent(given)
-        else:
-            body.keep(pending, memory)
-            self._thread.pending = pending
+        sender = self._sender
+        given, result = sender._submit(exchange, sender._sink(_Sink(sock, self._timeout), try_now=True), pending)
+        if not given:
+            body.ended(result)
+            return
+        body.begun(result)
+        body.in_use = memory
+        body.environ[_PENDING] = pending
+        self._thread.pending = pending
+
+    # ---- In the main thread ----
 
     def finish_request(self, conn: Any, fs: Any) -> None:
-        """A thread of the pool is done with a request. In the main thread."""
-        pending = None if fs.cancelled() or fs.exception() is not None else fs.result()
-        if type(pending) is not _Pending:
+        """A thread of the pool is done with a request."""
+        outcome = None if fs.cancelled() or fs.exception() is not None else fs.result()
+        if type(outcome) is _Pending:
+            outcome.connection = conn
+            if outcome.completion is not None:
+                self._finish(outcome, outcome.completion)
+        elif outcome is False:
+            self._part(conn)
+        else:
             super().finish_request(conn, fs)
-            return
-        pending.connection = conn
-        if pending.completion is not None:
-            self._finish(pending, pending.completion)
 
     def _take(self, _: Any) -> None:
-        """Responses have ended. In the main thread."""
+        """Responses have ended."""
         for completion in self._sender.take():
             pending: _Pending = completion.token
             pending.completion = completion
@@ -279,15 +442,66 @@ class ThreadWorker(_Worker, _ThreadWorker):  # type: ignore[misc]
 
     def _finish(self, pending: _Pending, completion: Completion) -> None:
         """What gunicorn would have done when the thread was done."""
+        body = pending.body
+        body.ended(completion.result, completion.error)
+        self.log.ended(pending)
+        if not body.in_use:
+            self._release(pending)
+            return
+        # The application's own close() runs where the application does.
+        body.in_use = False
+        closed = self.tpool.submit(body.close)
+        closed.add_done_callback(lambda _: self.method_queue.defer(self._release, pending))
+
+    def _release(self, pending: _Pending) -> None:
+        """The connection is free."""
+        conn = pending.connection
+        if pending.completion is not None and pending.completion.error is not None:
+            self.nr_conns -= 1
+            conn.close()
+        elif pending.keep and not pending.body.response.should_close():
+            super().finish_request(conn, _Kept)
+        else:
+            self._part(conn)
+
+    def _part(self, conn: Any) -> None:
+        """Close a connection as gunicorn does, who would wait for its client: if what the client still sends met a
+        closed socket, it would get a reset in place of the end of the response (RFC 9112 9.6).
+        """
+        conn.room = LINGER_BYTES
+        conn.timeout = time.monotonic() + LINGER_SECONDS
+        self._parting.append(conn)
         try:
-            keep = pending.body.end(completion)
-            self.log.ended(pending)
-            error = completion.error
-            if isinstance(error, PeerClosedError):
-                self.log.debug("Ignoring connection epipe")
-            elif error is not None:
-                self.log.error("Error sending a file: %s", error)
-        except Exception:
-            self.log.exception("Error at the end of a response")
-            keep = False
-        super().finish_request(pending.connection, _Ended(pending.keep and keep))
+            conn.sock.shutdown(socket.SHUT_WR)
+            conn.sock.setblocking(False)
+            self.poller.register(conn.sock, selectors.EVENT_READ, lambda _: self._discard(conn))
+        except (OSError, ValueError):
+            self._parted(conn)
+        else:
+            self._discard(conn)
+
+    def _discard(self, conn: Any) -> None:
+        """What a client sends that was already told that nobody listens."""
+        try:
+            while conn.room > 0 and (data := conn.sock.recv(LINGER_BYTES)):
+                conn.room -= len(data)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            pass
+        self._parted(conn)
+
+    def _parted(self, conn: Any) -> None:
+        """Nothing is waited for any more."""
+        self._parting.remove(conn)
+        with contextlib.suppress(OSError, KeyError, ValueError):
+            self.poller.unregister(conn.sock)
+        self.nr_conns -= 1
+        conn.close()
+
+    def murder_pending(self) -> None:
+        """Close what has waited too long; gunicorn calls this each second or more often."""
+        super().murder_pending()
+        now = time.monotonic()
+        while self._parting and self._parting[0].timeout <= now:
+            self._parted(self._parting[0])
