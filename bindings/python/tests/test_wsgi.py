@@ -182,8 +182,14 @@ TAG = f'"{OLD * 10**9:x}-{len(DATA):x}"'
 class GetBuffer:
     """Neither a buffer nor a file, but it has one."""
 
-    def getbuffer(self) -> memoryview:
-        return memoryview(DATA)
+    def __init__(self, buffer: Any) -> None:
+        self._buffer = buffer
+
+    def getbuffer(self) -> Any:
+        return self._buffer
+
+    def close(self) -> None:
+        self._buffer = None
 
 
 def at(filelike: Any, position: int) -> Any:
@@ -238,7 +244,9 @@ SENT: dict[str, tuple[Callable[[Path], Any], int, int]] = {
     "BytesIO behind its end": (lambda path: at(io.BytesIO(DATA), 5000), 1024, 0),
     "mmap": (mapped, 0, 1024),
     "mmap at 100": (lambda path: at(mapped(path), 100), 100, 924),
-    "getbuffer": (lambda path: GetBuffer(), 0, 1024),
+    "getbuffer": (lambda path: GetBuffer(memoryview(DATA)), 0, 1024),
+    "getbuffer that returns bytes": (lambda path: GetBuffer(DATA), 0, 1024),
+    "getbuffer that returns an mmap": (lambda path: GetBuffer(mapped(path)), 0, 1024),
 }
 
 
@@ -388,9 +396,9 @@ def test_whole(path: Path, kind: str, method: str) -> None:
     """Whatever is wrapped arrives from its position on, with Content-Length, and is closed; HEAD is that without it."""
     make, _, length = SENT[kind]
     made = make(path)
-    file = Closing(made) if hasattr(made, "close") and kind != "getbuffer" else made
-    # A buffer can't be wrapped: it is one, or isn't.
-    file = made if not hasattr(made, "read") or kind.startswith("mmap") else file
+    # A buffer can't have an object around it: then it is none.
+    is_buffer = not hasattr(made, "close") or isinstance(made, mmap.mmap)
+    file = made if is_buffer else Closing(made)
     reply = get(Conditional(sending(file)), method=method)
     assert (reply.code, reply["Content-Length"]) == (200, str(length))
     assert reply.body == (b"" if method == "HEAD" else content_of(kind))
@@ -681,6 +689,27 @@ def test_write(path: Path) -> None:
 
     reply = get(Conditional(application), if_none_match='"v"')
     assert (reply.code, reply.body) == (200, b"first second " + DATA)
+
+
+@pytest.mark.parametrize("announced", [5, 6, 8, 9, 20])
+def test_write_and_content_length(path: Path, announced: int) -> None:
+    """What was written counts; what is returned is cut to the rest."""
+
+    def application(given: Environ, start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(announced))])(b"first ")
+        wrapped: Iterable[bytes] = given["wsgi.file_wrapper"]([b"ab", b"c"])
+        return wrapped
+
+    assert get(Conditional(application)).body == b"first abc"[: max(6, announced)]
+
+
+@pytest.mark.parametrize(
+    ("method", "announced", "body"), [("GET", "2", b"ab"), ("GET", "9", b"abc"), ("HEAD", "3", b"")]
+)
+def test_what_is_iterated_is_cut(method: str, announced: str, body: bytes) -> None:
+    """No server sends more of it than the head says."""
+    reply = get(Conditional(sending(iter([b"a", b"bc"]), ("Content-Length", announced))), method=method)
+    assert (reply["Content-Length"], reply.body) == (announced, body)
 
 
 def test_start_response_comes_late() -> None:

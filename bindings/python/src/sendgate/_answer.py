@@ -47,7 +47,9 @@ class Answer:
     close: called once when the answer was sent, or will not be. The arguments are those of ``sendgate.respond``.
     """
 
-    __slots__ = ("_close", "_exchange", "_transfer", "arguments", "decision", "file", "request", "start_response")
+    __slots__ = (
+        "_close", "_exchange", "_left", "_transfer", "arguments", "decision", "file", "request", "start_response",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -63,6 +65,8 @@ class Answer:
         self._close = close
         self._exchange: _Exchange | None = None
         self._transfer: Transfer | None = None
+        #: Bytes that are still to be iterated.
+        self._left = 0
         #: What was decided, once ``begin`` was called.
         self.decision: Decision | None = None
         #: Who has to be told the head by the one who iterates over an answer that was not begun.
@@ -119,19 +123,23 @@ class Answer:
                 head = self.begin()
                 if self.start_response is not None:
                     self.start_response(*head)
-            exchange, self._exchange = self._exchange, None
-            if exchange is None:
+            decision, exchange, self._exchange = self.decision, self._exchange, None
+            if exchange is None or decision is None:
                 raise StopIteration
-            if self.decision is not None and self.decision.status in (204, 304):
-                # wsgiref says Content-Length: 0 where nothing at all is iterated (RFC 9110 8.6: it must not).
+            self._left = decision.body_length
+            if self._left == 0:
                 exchange.close()
-                return b""
+                if decision.status in (204, 304):
+                    # wsgiref says Content-Length: 0 where nothing at all is iterated (RFC 9110 8.6: it must not).
+                    return b""
+                raise StopIteration
             transfer = self._transfer = Transfer()
             transfer._begin(None, exchange)
-        chunk = bytearray(CHUNK)
-        count = transfer.pull(chunk)
-        if count == 0:
+        if self._left == 0:
             raise StopIteration
+        chunk = bytearray(min(CHUNK, self._left))
+        count = transfer.pull(chunk)
+        self._left -= count
         return bytes(memoryview(chunk)[:count])
 
     def close(self) -> None:

@@ -218,7 +218,7 @@ class Gateway:
     this package, or ``Conditional``.
     """
 
-    __slots__ = ("_conditional", "_given", "_start_response", "_write", "environ", "refused", "wrapper")
+    __slots__ = ("_conditional", "_given", "_start_response", "_write", "_written", "environ", "refused", "wrapper")
 
     def __init__(
         self, environ: Environ, start_response: StartResponse, conditional: ExchangeArguments | None = None
@@ -229,6 +229,8 @@ class Gateway:
         self._conditional = conditional
         self._given: tuple[str, list[tuple[str, str]]] | None = None
         self._write: Callable[[bytes], object] | None = None
+        #: Bytes.
+        self._written = 0
         #: Fields, in lower case, that are not for the application to send.
         self.refused: frozenset[str] = frozenset()
         #: The caller's own.
@@ -247,6 +249,7 @@ class Gateway:
 
     def _late_write(self, data: bytes) -> object:
         """PEP 3333's write, for applications of long ago."""
+        self._written += len(data)
         return self.pass_on()(data)
 
     def pass_on(self) -> Callable[[bytes], object]:
@@ -298,6 +301,7 @@ class Gateway:
             # A middleware has seen the head, and may have changed it.
             span = result.span()
             return None if span is None else as_given(self.environ, status, headers, result.file, *span, result.close)
+        announced = content_length(headers)
         arguments = self._arguments(status, headers)
         wrapper = _wrapper(result) or (None if arguments is None else _one_item(result, headers))
         content = None if wrapper is None else wrapper.content()
@@ -306,7 +310,6 @@ class Gateway:
                 return None
             return without_content(self.environ, headers, getattr(result, "close", None), arguments)
         file, offset, length = content
-        announced = content_length(headers)
         if announced is not None and announced > length:
             self.report(f"Content-Length is {announced}, but there are {length} bytes")
         elif announced is not None:
@@ -328,7 +331,7 @@ class Gateway:
         if self.environ["REQUEST_METHOD"] == "HEAD" or status[:3] in ("204", "304"):
             wrapper.limit(0)
         elif announced is not None:
-            wrapper.limit(announced)
+            wrapper.limit(max(0, announced - self._written))
 
     def _allowed(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """The fields without those that are refused."""
@@ -687,7 +690,7 @@ def _by_wrapper(answer: Answer, environ: Environ, wrapper: Any) -> Iterable[byte
     fileno = getattr(answer.file, "fileno", None)
     if fileno is None:
         return None
-    module = getattr(wrapper, "__module__", "")
+    module = getattr(wrapper, "__module__", None)
     # These stop where Content-Length says. wsgiref's goes on to the end of the file, and gains nothing.
     if "mod_wsgi.version" not in environ and module not in ("gunicorn.http.wsgi", "waitress.buffers"):
         return None
