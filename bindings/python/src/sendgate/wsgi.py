@@ -664,7 +664,7 @@ def give(answer: Answer, environ: Environ, start_response: StartResponse, wrappe
         answer.start_response = start_response
         return answer
     start_response(*answer.begin())
-    made = _by_wrapper(answer, environ, wrapper)
+    made = _by_wrapper(answer, wrapper)
     return answer if made is None else made
 
 
@@ -682,7 +682,12 @@ class _Window(io.FileIO):
         self._then()
 
 
-def _by_wrapper(answer: Answer, environ: Environ, wrapper: Any) -> Iterable[bytes] | None:
+#: Whose wrappers begin where they should and stop where Content-Length says. wsgiref's goes on to the end of the file,
+#: and gains nothing; uWSGI's begins at the file's beginning.
+_TRUSTED = ("gunicorn.http.wsgi", "mod_wsgi", "waitress.buffers")
+
+
+def _by_wrapper(answer: Answer, wrapper: Any) -> Iterable[bytes] | None:
     """The server's own wrapper with what is left to send, if it is known to send exactly that."""
     span = answer.span()
     if span is None or answer.decision is None or answer.decision.body_length == 0:
@@ -690,9 +695,7 @@ def _by_wrapper(answer: Answer, environ: Environ, wrapper: Any) -> Iterable[byte
     fileno = getattr(answer.file, "fileno", None)
     if fileno is None:
         return None
-    module = getattr(wrapper, "__module__", None)
-    # These stop where Content-Length says. wsgiref's goes on to the end of the file, and gains nothing.
-    if "mod_wsgi.version" not in environ and module not in ("gunicorn.http.wsgi", "waitress.buffers"):
+    if getattr(wrapper, "__module__", None) not in _TRUSTED:
         return None
     made: Iterable[bytes] = wrapper(_Window(fileno(), span[0], answer.close), BLOCK_SIZE)
     return made
