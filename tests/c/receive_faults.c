@@ -289,6 +289,10 @@ static void every_call_fails(void)
         memset(&fault, 0, sizeof fault);
         check_case("%s, no fault", ways[w].name);
         CHECK_STATUS(run(&ways[w], &got), SENDGATE_OK);
+        /* It takes the way that it is named after. */
+        CHECK_INT(counts[TAKE] > 0, ways[w].len == 700000);
+        CHECK_INT(counts[PWRITE] > 0, ways[w].len == 100000 || ways[w].pipes_are_useless);
+        CHECK_INT(counts[READ] > 0, ways[w].pipes_are_useless);
         for (int call = 0; call < N_CALLS; call++) {
             for (size_t e = 0; e < N(errors); e++) {
                 if (call == ALLOCATE && errors[e] != ENOMEM)

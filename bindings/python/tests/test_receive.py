@@ -533,7 +533,7 @@ def test_pool_arguments() -> None:
 
 # ---- WSGI ----
 
-APPLICATION = """
+APPLICATION = '''
     import hashlib, json, mmap, tempfile, threading, tracemalloc
 
     import sendgate
@@ -578,6 +578,9 @@ APPLICATION = """
 
     def application(environ, start_response):
         way = environ["PATH_INFO"].strip("/")
+        counted, _, way = way.rpartition("/")
+        if counted:
+            return give(start_response, count(environ, way))
         measure = way == "mmap"
         if measure:
             tracemalloc.start()
@@ -590,10 +593,32 @@ APPLICATION = """
         finally:
             if measure:
                 tracemalloc.stop()
+        return give(start_response, answer)
+
+
+    def give(start_response, answer):
         body = json.dumps(answer).encode()
         start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
         return [body]
-"""
+
+
+    def count(environ, way):
+        """The upload, and how much of it gunicorn has read from the socket meanwhile."""
+        from gunicorn.http.unreader import SocketUnreader
+
+        original, lengths = SocketUnreader.chunk, []
+
+        def chunk(self, *size):
+            data = original(self, *size)
+            lengths.append(len(data))
+            return data
+
+        SocketUnreader.chunk = chunk
+        try:
+            return {**upload(environ, way), "by_gunicorn": sum(lengths)}
+        finally:
+            SocketUnreader.chunk = original
+'''
 
 SERVERS = {
     "sync": "gunicorn -k sync",
@@ -767,6 +792,24 @@ def test_64_mib_into_a_mapping(uploads: tuple[str, Upload]) -> None:
     answer = upload("mmap", *[block] * 64)
     assert (answer["received"], answer["digest"]) == (64 * MIB, digest.hexdigest())
     assert answer["peak"] < 1_000_000, name
+
+
+@pytest.mark.parametrize("name", DIRECT)
+def test_content_bypasses_gunicorn(name: str, tmp_path: Path, certificate: tuple[Path, Path], content: bytes) -> None:
+    """What gunicorn has not read with the head goes from the socket into the buffer or the file; chunks can't."""
+    with running(name, tmp_path, certificate) as upload:
+        for way in ("mmap", "file"):
+            head = upload.head(f"counted/{way}", f"Content-Length: {LENGTH}", "Connection: close")
+            with upload.connect() as sock:
+                sock.sendall(head + content[:100])
+                sock.sendall(content[100:])
+                answer = upload.answer(sock)
+            assert (answer["received"], answer["by_gunicorn"]) == (LENGTH, 0)
+            assert answer["digest"] == hashlib.sha256(content).hexdigest()
+        answer = upload("counted/file", *chunked(content), fields=("Transfer-Encoding: chunked",))
+        # But for what came with the head.
+        assert answer["received"] == LENGTH
+        assert answer["by_gunicorn"] > LENGTH // 2
 
 
 def test_the_next_request_is_found(tmp_path: Path, certificate: tuple[Path, Path], content: bytes) -> None:
