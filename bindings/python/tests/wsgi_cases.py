@@ -89,6 +89,24 @@ class Mapped(mmap.mmap):
         self.note()
 
 
+class Exposing(Readable):
+    """An object that also gives its bytes away. What getbuffer() returns need not be a memoryview."""
+
+    def __init__(self, note: Note, data: bytes) -> None:
+        super().__init__(note, data)
+        self._memory = mmap.mmap(-1, len(data))
+        self._memory[:] = data
+
+    def getbuffer(self) -> mmap.mmap:
+        """As BytesIO's."""
+        return self._memory
+
+    def close(self) -> None:
+        """Fails while somebody has a pointer into its memory."""
+        self._memory.close()
+        super().close()
+
+
 class Zipped(gzip.GzipFile):
     """Its fileno() is that of the compressed file."""
 
@@ -288,6 +306,7 @@ CASES = (
     Case("BytesIO, seek(100)", lambda note: _sought(Bytes(note)), 900, 100),
     Case("mmap", mapped),
     Case("mmap, seek(100), CL=50", lambda note: _sought(mapped(note)), 50, 100, 150),
+    Case("read() and getbuffer()", lambda note: Exposing(note, FILE.read_bytes())),
     Case("bytearray", lambda _: bytearray(FILE.read_bytes()), closes=False),
     Case("memoryview", lambda _: memoryview(FILE.read_bytes()), closes=False),
 )
