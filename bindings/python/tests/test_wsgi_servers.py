@@ -262,6 +262,8 @@ def run_gevent(application: Any, certificate: Any = None) -> Iterator[Address]:
         stop.close()
         # The hub of a thread that has ended isn't collected.
         vars(hub).pop("_sendgate", None)
+        # Sockets of gevent's can't be closed without their loop.
+        gc.collect()
         hub.destroy(destroy_loop=True)
 
     with in_thread(run):
@@ -270,7 +272,6 @@ def run_gevent(application: Any, certificate: Any = None) -> Iterator[Address]:
             yield ready.address
         finally:
             ready.stop()
-    gc.collect()
 
 
 ALL: dict[str, Start] = {
