@@ -11,6 +11,7 @@ import signal
 import socket
 import ssl
 import statistics
+import struct
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
+from h2.connection import H2Connection
+from h2.events import DataReceived, StreamEnded
 
 from support import wait_until
 
@@ -658,6 +661,45 @@ def test_tls_does_not_hold_up_the_others(
         client.stalled("/file/large")
         assert server.get("/hello").body == b"hello"
         assert client.read(LENGTH) == content
+
+
+@each_worker
+def test_the_uwsgi_protocol(start: Start, content: bytes, worker: str) -> None:
+    """What a front server asks in another protocol is framed by gunicorn."""
+    server = start(worker, "--protocol", "uwsgi")
+    for path, body in (("/file/large", content), ("/mmap/small", SMALL)):
+        variables = {"REQUEST_METHOD": "GET", "PATH_INFO": path, "REQUEST_URI": path, "SERVER_PROTOCOL": "HTTP/1.1"}
+        words = [word.encode() for pair in variables.items() for word in pair]
+        packed = b"".join(struct.pack("<H", len(word)) + word for word in words)
+        with server.connect() as client:
+            client.sock.sendall(struct.pack("<BHB", 0, len(packed), 0) + packed)
+            assert client.response().body == body
+
+
+@persistent_workers
+def test_http_2(start: Start, content: bytes, worker: str) -> None:
+    """Several responses at once are framed by gunicorn."""
+    server = start(worker, "--http-protocols", "h2,h1", "--http2-cleartext", "prior-knowledge")
+    expected = {1: ("/file/large", content), 3: ("/mmap/small", SMALL), 5: ("/files/small", SMALL)}
+    received = dict.fromkeys(expected, b"")
+    connection = H2Connection()
+    connection.initiate_connection()
+    with server.connect() as client:
+        for stream, (path, _) in expected.items():
+            fields = [(":method", "GET"), (":path", path), (":scheme", "http"), (":authority", "localhost")]
+            connection.send_headers(stream, fields, end_stream=True)
+        unfinished = set(expected)
+        while unfinished:
+            client.sock.sendall(connection.data_to_send())
+            data = client.sock.recv(1 << 20)
+            assert data, unfinished
+            for event in connection.receive_data(data):
+                if isinstance(event, DataReceived):
+                    received[event.stream_id] += event.data
+                    connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                elif isinstance(event, StreamEnded):
+                    unfinished.remove(event.stream_id)
+    assert received == {stream: body for stream, (_, body) in expected.items()}
 
 
 # ---- Slow clients ----

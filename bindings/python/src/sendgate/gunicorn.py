@@ -384,6 +384,8 @@ class ThreadWorker(_Worker, _ThreadWorker):  # type: ignore[misc]
         self._thread.pending = None
         result = super().handle(conn)
         pending: _Pending | None = self._thread.pending
+        # The thread may have nothing to do for long, and would keep the request.
+        self._thread.pending = None
         if pending is None:
             return result
         pending.keep = bool(result)
