@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ._core import _Exchange, _Sink
-from ._errors import PeerClosedError, ResponseTimeoutError, SendgateError
+from ._errors import PeerClosedError, ResponseTimeoutError
 from ._types import Connection
 
 if TYPE_CHECKING:
@@ -58,10 +58,12 @@ def deliver(
     sink = _Sink(sock, math.ceil((timeout or IDLE) * 1000))
     try:
         result = respond(answer.exchange(server_field(server), close, False), sink)
-    except SendgateError as error:
+    except BaseException as error:
+        # An exception that has ended a greenlet has one too.
+        happened: Result | None = getattr(error, "result", None)
         gone = isinstance(error, (PeerClosedError, ResponseTimeoutError))
-        if error.result is not None and (gone or error.connection is not Connection.UNTOUCHED):
-            sent(error.result)
+        if happened is not None and (gone or happened.connection is not Connection.UNTOUCHED):
+            sent(happened)
             if gone:
                 return
         raise
