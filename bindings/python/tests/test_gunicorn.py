@@ -833,6 +833,18 @@ def test_sigterm_lets_downloads_end(start: Start, content: bytes, worker: str) -
 
 
 @each_worker
+def test_sigint_cuts_downloads_short(start: Start, worker: str) -> None:
+    """gunicorn ends at once, and the application's memory is free when its close() is called."""
+    server = start(worker)
+    with server.connect(receive_buffer=65536) as client:
+        client.stalled("/mmap/large")
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) == 0
+        assert len(client.rest()) < LENGTH
+    assert "Error closing" not in server.log
+
+
+@each_worker
 def test_a_worker_is_replaced(start: Start, content: bytes, worker: str) -> None:
     """SIGHUP, with a download in flight: the new worker answers, and the old one loses no byte."""
     server = start(worker)

@@ -278,9 +278,15 @@ class SyncWorker(_Worker, _SyncWorker):  # type: ignore[misc]
         body.begun(result)
         ended = select.poll()
         ended.register(sender.fileno(), select.POLLIN)
-        while not (completions := sender.take()):
-            ended.poll(1000)
-            self.notify()
+        try:
+            while not (completions := sender.take()):
+                ended.poll(1000)
+                self.notify()
+        except BaseException:
+            # A signal ends the process: the application's memory has to be free before its close() is called.
+            sender.stop()
+            sender.take()
+            raise
         body.ended(completions[0].result, completions[0].error)
 
 
