@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -29,6 +30,8 @@ OURS = {name: f"sendgate.gunicorn.{name}" for name in ("SyncWorker", "ThreadWork
 #: Those that keep connections. gunicorn's sync worker closes each.
 PERSISTENT = ("ThreadWorker", "GeventWorker")
 
+ACCESS_LOG = ("--access-logformat", "%(m)s %(U)s %(s)s %(B)s", "--access-logfile")
+
 each_worker = pytest.mark.parametrize("worker", OURS)
 persistent_workers = pytest.mark.parametrize("worker", PERSISTENT)
 
@@ -38,7 +41,7 @@ SMALL = b"".join(b"%07d\n" % number for number in range(1000))
 
 #: What the servers run. It counts the files it has opened and those that were closed.
 APPLICATION = '''
-import io, mmap, os, pathlib
+import io, mmap, os, pathlib, time
 import sendgate.gunicorn, sendgate.wsgi
 
 HERE = pathlib.Path(__file__).parent
@@ -132,6 +135,17 @@ def get_for_head(environ, start_response):
     """A middleware that knows only GET."""
     environ["REQUEST_METHOD"] = "GET"
     return application(environ, start_response)
+
+
+def waits(environ, start_response):
+    """Answers when it is told to."""
+    (HERE / "waits").touch()
+    while not (HERE / "go").exists():
+        time.sleep(0.001)
+    return text(start_response, environ["PATH_INFO"].encode())
+
+
+site = sendgate.wsgi.Files(HERE / "files", application=waits)
 
 
 class Impatient(sendgate.gunicorn.ThreadWorker):
@@ -296,9 +310,13 @@ def start(tmp_path: Path, content: bytes) -> Iterator[Start]:
     (tmp_path / "app.py").write_text(APPLICATION)
     with contextlib.ExitStack() as stack:
 
-        def begin(worker: str, *options: str, application: str = "app:application") -> Gunicorn:
+        def begin(
+            worker: str, *options: str, application: str = "app:application", access_log: bool = True
+        ) -> Gunicorn:
             directory = tmp_path / f"gunicorn{len(os.listdir(tmp_path))}"
             directory.mkdir()
+            if access_log:
+                options = (*ACCESS_LOG, str(directory / "access"), *options)
             return stack.enter_context(running(directory, tmp_path, OURS.get(worker, worker), application, *options))
 
         yield begin
@@ -310,7 +328,6 @@ def running(directory: Path, chdir: Path, worker: str, application: str, *option
     command = [
         sys.executable, "-m", "gunicorn", "--worker-class", worker, "--bind", "127.0.0.1:0", "--no-control-socket",
         "--worker-tmp-dir", str(directory), "--error-logfile", str(directory / "errors"), "--log-level", "debug",
-        "--access-logfile", str(directory / "access"), "--access-logformat", "%(m)s %(U)s %(s)s %(B)s",
         "--timeout", "120", "--keep-alive", "60", "--chdir", str(chdir), *options, application,
     ]  # fmt: skip
     with (directory / "output").open("wb") as output:
@@ -889,6 +906,153 @@ def test_graceful_timeout_cuts_downloads_short(start: Start, worker: str) -> Non
     assert 0 < int(line.split()[3]) < LENGTH
     wait_until(lambda: f"Worker exiting (pid: {old})" in server.log)
     assert "[ERROR]" not in server.log
+
+
+# ---- Files without a thread of the pool ----
+
+
+@contextlib.contextmanager
+def occupied(server: Gunicorn, directory: Path) -> Iterator[Client]:
+    """A connection that is kept, and then another has the only thread."""
+    with server.connect() as client, server.connect() as other:
+        client.request("/small")
+        assert client.response().body == SMALL
+        other.request("/none")
+        wait_until(lambda: (directory / "waits").exists())
+        yield client
+        (directory / "go").touch()
+        assert other.response().body == b"/none"
+
+
+@pytest.fixture
+def start_site(start: Start) -> Start:
+    """Starts gunicorns that serve files, with one thread. Nobody wants to know of requests."""
+    return functools.partial(start, "ThreadWorker", "--threads", "1", application="app:site", access_log=False)
+
+
+def test_files_need_no_thread(start_site: Start, tmp_path: Path, content: bytes) -> None:
+    """While the only thread waits, a connection that was kept gets files, small and large, ranges and conditions."""
+    server = start_site()
+    with occupied(server, tmp_path) as client:
+        client.request("/small")
+        response = client.response()
+        assert (response.status, response.body) == (200, SMALL)
+        assert response.fields["server"] == "gunicorn" and response.fields["content-type"]
+        client.request("/small", f"If-None-Match: {response.fields['etag']}")
+        assert client.response().status == 304
+        client.request("/small", "Range: bytes=8-15")
+        assert client.response().body == SMALL[8:16]
+        client.request("/small", method="HEAD")
+        assert client.response("HEAD").length == len(SMALL)
+        client.request("/large")
+        assert client.response().body == content
+        client.request("/large", "Range: bytes=-1000000", "Connection: close")
+        response = client.response()
+        assert response.body == content[-1000000:] and response.fields["connection"] == "close"
+        assert client.rest() == b""
+
+
+def test_the_answer_is_the_same_with_a_thread_and_without(start_site: Start) -> None:
+    """All but the date."""
+    server = start_site()
+    for fields in ((), ("Range: bytes=0-9",), ("If-None-Match: *",), ("Range: bytes=9999999-",)):
+        with server.connect() as client:
+            heads = []
+            for _ in range(2):
+                client.request("/small", *fields)
+                response = client.response()
+                heads.append((response.status, sorted({**response.fields, "date": ""}.items()), response.body))
+            assert heads[0] == heads[1]
+
+
+def test_what_needs_a_thread_gets_one(start_site: Start, tmp_path: Path) -> None:
+    """Another method, content, what isn't there, two requests at once, half a request: all on one connection."""
+    (tmp_path / "go").touch()
+    server = start_site()
+    with server.connect() as client:
+        for _ in range(2):
+            client.request("/small")
+            assert client.response().body == SMALL
+            client.request("/small", "Content-Length: 5", method="POST", body=b"12345")
+            assert client.response().body == b"/small"
+            client.request("/small", "Content-Length: 5", body=b"12345")
+            assert client.response().body == SMALL
+            client.request("/none")
+            assert client.response().body == b"/none"
+            client.sock.sendall(b"GET /small HTTP/1.1\r\nHost: a\r\n\r\nGET /none HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert client.response().body == SMALL
+            assert client.response().body == b"/none"
+            client.sock.sendall(b"GET /small HTTP/1.1\r\n")
+            client.sock.sendall(b"Host: a\r\n\r\n")
+            assert client.response().body == SMALL
+            client.request("/small", "X: " + "x" * 6000)
+            assert client.response().body == SMALL
+
+
+def test_slow_clients_and_those_that_leave_without_a_thread(start_site: Start, tmp_path: Path, content: bytes) -> None:
+    """The main thread waits for neither, and the next request on the connection is served."""
+    server = start_site()
+    with contextlib.ExitStack() as stack:
+        slow = stack.enter_context(server.connect(receive_buffer=65536))
+        leaving = [stack.enter_context(server.connect(receive_buffer=65536)) for _ in range(3)]
+        for client in (slow, *leaving):
+            client.request("/small")
+            assert client.response().body == SMALL
+        with occupied(server, tmp_path) as client:
+            for other in (slow, *leaving):
+                other.stalled("/large")
+            for other in leaving:
+                other.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                other.sock.close()
+            client.request("/small")
+            assert client.response().body == SMALL
+            assert slow.read(LENGTH) == content
+            slow.request("/small")
+            assert slow.response().body == SMALL
+        assert server.stop() == 0
+    assert "Traceback" not in server.log
+
+
+def test_requests_without_a_thread_count(start_site: Start) -> None:
+    """--max-requests replaces the worker, and SIGTERM ends a download in time."""
+    server = start_site("--max-requests", "5")
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    old = ""
+    with server.connect() as client:
+        for _ in range(5):
+            client.request("/small")
+            response = client.response()
+            old = old or children.read_text().split()[0]
+        assert response.fields["connection"] == "close"
+    wait_until(lambda: "Autorestarting worker" in server.log and old not in children.read_text().split())
+    assert server.get("/small").body == SMALL
+
+
+def test_sigterm_lets_downloads_without_a_thread_end(start_site: Start, content: bytes) -> None:
+    """The connection is then closed."""
+    server = start_site()
+    with server.connect(receive_buffer=65536) as client:
+        client.request("/small")
+        client.response()
+        client.stalled("/large")
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "Handling signal: term" in server.log)
+        assert client.read(LENGTH) == content
+        assert server.process.wait(60) == 0
+
+
+@pytest.mark.parametrize("log", [True, False], ids=["log", "hook"])
+def test_who_wants_to_know_of_requests_does(start: Start, tmp_path: Path, log: bool) -> None:
+    """With an access log or a hook each request takes gunicorn's way."""
+    hook = "def post_request(worker, request, environ, response):\n    worker.log.info('hook %s', request.path)\n"
+    (tmp_path / "hooks.py").write_text(hook)
+    options = () if log else ("--config", str(tmp_path / "hooks.py"))
+    server = start("ThreadWorker", *options, application="app:site", access_log=log)
+    with server.connect() as client:
+        for _ in range(3):
+            client.request("/small")
+            assert client.response().body == SMALL
+    wait_until(lambda: len(server.access) == 3 if log else server.log.count("hook /small") == 3)
 
 
 # ---- System calls ----

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
+import re
 import select
 import selectors
 import socket
@@ -26,6 +28,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import gunicorn
+from gunicorn.glogging import Logger
 from gunicorn.http.wsgi import Response
 from gunicorn.workers.gthread import ThreadWorker as _ThreadWorker
 from gunicorn.workers.sync import SyncWorker as _SyncWorker
@@ -36,10 +39,11 @@ from ._core import _Exchange, _milliseconds, _Sink
 from ._errors import PeerClosedError, ResponseTimeoutError, SendgateError, TransferCancelledError
 from ._sender import Sender
 from ._types import Completion, Connection, Result
-from .wsgi import Gateway, give
+from .wsgi import Files, Gateway, give
 
 if TYPE_CHECKING:
     from ._gunicorn_gevent import GeventWorker
+    from ._lane import Lane
     from .wsgi import Environ, StartResponse
 
 __all__ = ["GeventWorker", "SyncWorker", "ThreadWorker"]
@@ -47,6 +51,11 @@ __all__ = ["GeventWorker", "SyncWorker", "ThreadWorker"]
 #: Seconds and bytes for which a connection that is being closed is kept, for what its client still sends. gunicorn's.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 65536
+
+#: The longest head that is answered without a thread of the pool.
+LANE_BYTES = 4096
+#: Fields by which a trusted proxy changes the path.
+_FORWARDED = re.compile(rb"\n(script_name|path_info)[ \t]*:", re.IGNORECASE)
 
 #: The versions that have what is used.
 WORKS_WITH = "25.3 to 27.0"
@@ -56,6 +65,7 @@ _USED: tuple[tuple[type, str], ...] = (
     (Response, "can_sendfile force_close should_close must_close headers headers_sent response_length sent sock req"),
     (_SyncWorker, "load_wsgi notify run"),
     (_ThreadWorker, "load_wsgi run handle handle_error finish_request murder_pending"),
+    (_ThreadWorker, "on_client_socket_readable keepalived_conns"),
     (_ThreadWorker, "poller tpool method_queue nr_conns worker_connections"),
 )
 
@@ -328,6 +338,10 @@ class _Log:
             pending.access = response, request, environ, request_time
             pending.accessed = time.monotonic()
 
+    def is_silent(self) -> bool:
+        """Whether nobody is told of requests: neither a log nor statsd."""
+        return type(self._log) is Logger and not self._log.access_log_enabled
+
     def ended(self, pending: _Pending) -> None:
         """The line that was put off."""
         if pending.access is None:
@@ -358,7 +372,9 @@ class ThreadWorker(_Worker, _ThreadWorker):  # type: ignore[misc]
     The line in the access log, with the bytes that were sent, is written when the response has ended; the hook
     post_request runs before that. A stopping worker waits for the responses as long as graceful_timeout allows.
 
-    The main thread waits for no client either, when it closes a connection.
+    The main thread waits for no client either, when it closes a connection. If the application is
+    ``sendgate.wsgi.Files``, and neither a log nor a hook wants to know of requests, it also answers those for files on
+    connections that were kept.
     """
 
     _sends_tls = True
@@ -369,19 +385,22 @@ class ThreadWorker(_Worker, _ThreadWorker):  # type: ignore[misc]
         self._thread = threading.local()
         #: Connections that were shut down, in the order in which they are closed at the latest.
         self._parting: deque[Any] = deque()
+        self._lane: Lane | None = None
 
     def run(self) -> None:
         """Serve until told to stop."""
         # gunicorn looks at the number of connections before it accepts one from each listener.
         with Sender(max_in_flight=self.worker_connections + len(self.sockets)) as self._sender:
             self.poller.register(self._sender.fileno(), selectors.EVENT_READ, self._take)
+            self._lane = self._make_lane()
             super().run()
             # What took longer than graceful_timeout.
             self._sender.stop()
             while completions := self._sender.take():
                 for completion in completions:
-                    completion.token.body.ended(completion.result, completion.error)
-                    self.log.ended(completion.token)
+                    if type(completion.token) is _Pending:
+                        completion.token.body.ended(completion.result, completion.error)
+                        self.log.ended(completion.token)
 
     # ---- In a thread of the pool ----
 
@@ -442,6 +461,9 @@ class ThreadWorker(_Worker, _ThreadWorker):  # type: ignore[misc]
     def _take(self, _: Any) -> None:
         """Responses have ended."""
         for completion in self._sender.take():
+            if type(completion.token) is not _Pending:
+                self._left_lane(completion.token, completion.result.connection)
+                continue
             pending: _Pending = completion.token
             pending.completion = completion
             # Otherwise its thread isn't done yet.
@@ -471,6 +493,62 @@ class ThreadWorker(_Worker, _ThreadWorker):  # type: ignore[misc]
             super().finish_request(conn, _Kept)
         else:
             self._part(conn)
+
+    def _make_lane(self) -> Lane | None:
+        """For an application that is ``Files``. None if something of gunicorn's wants to see each request."""
+        cfg = self.cfg
+        if type(self._application) is not Files or cfg.is_ssl or cfg.protocol != "http" or "h2" in cfg.http_protocols:
+            return None
+        hooks = (cfg.settings[name] for name in ("pre_request", "post_request"))
+        if any(hook.get() is not hook.default for hook in hooks) or "SCRIPT_NAME" in os.environ:
+            return None
+        if not self.log.is_silent():
+            return None
+        return self._application.lane(self._sender, (("Server", gunicorn.SERVER),), self._timeout, not cfg.sendfile)
+
+    def on_client_socket_readable(self, conn: Any, client: Any) -> None:
+        """A client goes on with a connection that was kept."""
+        # What gunicorn does about a last request, it does.
+        if self._lane is None or not self.alive or self.nr + 1 >= self.max_requests or not self._is_answered(conn):
+            super().on_client_socket_readable(conn, client)
+
+    def _is_answered(self, conn: Any) -> bool:
+        """Whether it was a request for a file, which needs no thread of the pool."""
+        lane = self._lane
+        if lane is None or conn.is_http2:
+            return False
+        try:
+            # A longer head than gunicorn allows is gunicorn's to refuse.
+            data = conn.sock.recv(min(LANE_BYTES, self.cfg.limit_request_line or LANE_BYTES))
+        except OSError:
+            return False
+        given = None
+        if data and not _FORWARDED.search(data):
+            given = lane.answer(conn.sock.fileno(), data, conn)
+        if given is None:
+            conn.parser.unreader.unread(data)
+            return False
+        self.nr += 1
+        self.keepalived_conns.remove(conn)
+        id, connection = given
+        if id == 0 and connection is Connection.REUSABLE:
+            conn.set_timeout()
+            self.keepalived_conns.append(conn)
+        else:
+            self.poller.unregister(conn.sock)
+            if id == 0:
+                self._left_lane(conn, connection)
+        return True
+
+    def _left_lane(self, conn: Any, connection: Connection) -> None:
+        """A response without a thread of the pool has ended, and gunicorn knows nothing of the connection."""
+        if connection is Connection.REUSABLE:
+            super().finish_request(conn, _Kept)
+        elif connection is Connection.CLOSE:
+            self._part(conn)
+        else:
+            self.nr_conns -= 1
+            conn.close()
 
     def _part(self, conn: Any) -> None:
         """Close a connection as gunicorn does, who would wait for its client: if what the client still sends met a
