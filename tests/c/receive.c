@@ -613,6 +613,36 @@ static void read_functions(void)
     upload_close(&upload, 0);
 }
 
+static sendgate_status read_slowly(void *user, uint8_t *data, size_t cap, size_t *len)
+{
+    (void)user;
+    usleep(1000);
+    data[0] = 0;
+    *len = cap > 0;
+    return SENDGATE_OK;
+}
+
+/* Bytes that come all the time, but too few of them. */
+static void never_waiting(void)
+{
+    for (int place = 0; place < N_PLACES; place++) {
+        check_case("a read function that is slow: the total timeout holds, to a %s", place_names[place]);
+        struct upload upload;
+        struct place_of to;
+        upload_open(&upload, UNIX_PAIR, 0, 0);
+        upload.source.read = read_slowly;
+        upload.source.total_timeout_ms = 100;
+        place_make(&to, (enum place)place, 3000);
+        int64_t start = now_ms();
+        CHECK_STATUS(receive(&upload, &to, 0), SENDGATE_ERR_TIMEOUT);
+        CHECK(now_ms() - start >= 90);
+        CHECK(upload.got.received > 0 && upload.got.received < 3000);
+        CHECK_INT(upload.got.stored, upload.got.received);
+        place_free(&to);
+        upload_close(&upload, 0);
+    }
+}
+
 /* ---- What is refused ---- */
 
 /* Refused before anything is taken. */
@@ -828,38 +858,26 @@ static void mapping_cut_short(void)
 
 /* ---- Descriptors ---- */
 
-/* No descriptor left for a pipe, or only those of standard input and output: then the bytes are copied. */
+/* No descriptor is left for a pipe: then the bytes are copied. */
 static void without_a_pipe(void)
 {
-    for (int variant = 0; variant < 2; variant++) {
-        check_case("%s", variant ? "standard input is closed" : "no descriptor left");
-        struct upload upload;
-        struct place_of to;
-        upload_open(&upload, UNIX_PAIR, 0, LARGE + BEHIND);
-        place_make(&to, IN_FILE, LARGE);
-        upload_start(&upload);
-        struct rlimit limit, low;
-        MUST(getrlimit(RLIMIT_NOFILE, &limit) == 0);
-        low = limit;
-        low.rlim_cur = 3;
-        int input = variant ? dup(0) : -1;
-        if (variant)
-            close(0);
-        else
-            MUST(setrlimit(RLIMIT_NOFILE, &low) == 0);
-        CHECK_STATUS(receive(&upload, &to, 0), SENDGATE_OK);
-        if (variant) {
-            CHECK(fcntl(0, F_GETFD) < 0);
-            MUST(dup2(input, 0) == 0);
-            close(input);
-        } else {
-            MUST(setrlimit(RLIMIT_NOFILE, &limit) == 0);
-        }
-        place_check(&to, LARGE);
-        check_rest(&upload, LARGE, BEHIND);
-        place_free(&to);
-        upload_close(&upload, 1);
-    }
+    check_case("no descriptor left");
+    struct upload upload;
+    struct place_of to;
+    upload_open(&upload, UNIX_PAIR, 0, LARGE + BEHIND);
+    place_make(&to, IN_FILE, LARGE);
+    upload_start(&upload);
+    struct rlimit limit, low;
+    MUST(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    low = limit;
+    low.rlim_cur = 3;
+    MUST(setrlimit(RLIMIT_NOFILE, &low) == 0);
+    CHECK_STATUS(receive(&upload, &to, 0), SENDGATE_OK);
+    MUST(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    place_check(&to, LARGE);
+    check_rest(&upload, LARGE, BEHIND);
+    place_free(&to);
+    upload_close(&upload, 1);
 }
 
 int main(void)
@@ -873,6 +891,7 @@ int main(void)
     timeouts();
     interrupted();
     read_functions();
+    never_waiting();
     arguments();
     disk_full();
     sealed_file();

@@ -42,6 +42,7 @@ static unsigned long counts[N_CALLS], hits;
 /* Within a call of the library, in the thread that makes it. */
 static __thread int inside;
 static int operation_hit; /* of fcntl, in the last call that failed */
+static int closed = -1;   /* this descriptor is closed before the call */
 
 static void *next_function(const char *name)
 {
@@ -229,6 +230,8 @@ static sendgate_status run(const struct way *way, sendgate_received *got)
     hits = 0;
     fault.pipes_are_useless = way->pipes_are_useless;
     MUST(pthread_create(&thread, NULL, feed, &feeder) == 0);
+    if (closed >= 0)
+        close(closed);
     inside = 1;
     sendgate_status status = way->file ? sendgate_receive_file(&source, file, 0, way->len, got)
                                        : sendgate_receive(&source, bytes, way->len, got);
@@ -251,7 +254,7 @@ static sendgate_status run(const struct way *way, sendgate_received *got)
     close(file);
     close(sockets[0]);
     close(sockets[1]);
-    CHECK_INT(open_fds(), before);
+    CHECK_INT(open_fds(), before - (closed >= 0));
     return status;
 }
 
@@ -293,6 +296,8 @@ static void every_call_fails(void)
         CHECK_INT(counts[TAKE] > 0, ways[w].len == 700000);
         CHECK_INT(counts[PWRITE] > 0, ways[w].len == 100000 || ways[w].pipes_are_useless);
         CHECK_INT(counts[READ] > 0, ways[w].pipes_are_useless);
+        if (ways[w].pipes_are_useless)
+            CHECK_INT(counts[GIVE], 1); /* is not tried again */
         for (int call = 0; call < N_CALLS; call++) {
             for (size_t e = 0; e < N(errors); e++) {
                 if (call == ALLOCATE && errors[e] != ENOMEM)
@@ -364,6 +369,27 @@ static void files_that_take_nothing(void)
     }
 }
 
+/* A daemon has closed standard input, output and error: a pipe with their numbers would take what is printed. */
+static void no_pipe_below_3(void)
+{
+    for (int fd = 0; fd < 3; fd++) {
+        sendgate_received got;
+        memset(&fault, 0, sizeof fault);
+        check_case("descriptor %d is closed", fd);
+        int kept = dup(fd);
+        MUST(kept >= 0);
+        /* What the test opens itself must not take its place. */
+        closed = fd;
+        sendgate_status status = run(&ways[2], &got);
+        closed = -1;
+        MUST(dup2(kept, fd) == fd);
+        close(kept);
+        CHECK_STATUS(status, SENDGATE_OK);
+        CHECK_INT(counts[PIPE2], 1);
+        CHECK_INT(counts[TAKE], 0);
+    }
+}
+
 int main(void)
 {
     check_begin();
@@ -373,6 +399,7 @@ int main(void)
     every_call_fails();
     short_counts();
     files_that_take_nothing();
+    no_pipe_below_3();
     free(content);
     return check_end();
 }
