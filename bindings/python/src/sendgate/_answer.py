@@ -22,12 +22,8 @@ if TYPE_CHECKING:
 #: Bytes per item for those who iterate.
 CHUNK = 65536
 
-#: (name, value), as WSGI has them.
-Fields = "list[tuple[str, str]]"
-
 #: What the server says, whatever the application thinks of it (PEP 3333: hop-by-hop; RFC 9112 6).
 _SERVERS_OWN = frozenset(("connection", "content-length", "keep-alive", "transfer-encoding"))
-
 
 #: Keys of an environ that can make the answer a 304 or a 412.
 _CONDITIONS = ("HTTP_IF_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH", "HTTP_IF_UNMODIFIED_SINCE")

@@ -18,7 +18,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 from urllib.parse import quote, quote_from_bytes, unquote_to_bytes, urlsplit
 
 from ._answer import reason
@@ -196,11 +196,24 @@ class Found:
             self.file.close()
 
 
+class SiteArguments(TypedDict, total=False):
+    """What a site is made of besides its folder, by keyword. ``sendgate.wsgi.Files`` says what each of them means."""
+
+    index: str | None
+    headers: Extra
+    max_age: int | None
+    immutable: str | Callable[[str], bool] | None
+    content_types: Mapping[str, str] | None
+    precompressed: bool
+    error_pages: Mapping[int, str] | None
+    hidden: bool
+    follow_symlinks: bool
+
+
 class Site:
     """Which file of a folder answers a path, and with what fields.
 
-    root: the folder, opened now. index: the file that answers for a directory; None: nothing does. The rest is
-    described at ``sendgate.wsgi.Files``.
+    root: the folder, opened now. The rest is described at ``sendgate.wsgi.Files``.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeAlias, Unpack
 
     from ._sender import Sender
-    from ._site import Extra, Found
+    from ._site import Found, SiteArguments
     from ._types import ExchangeArguments, FileArg
 
     Environ: TypeAlias = dict[str, Any]
@@ -540,13 +540,15 @@ class Files:
     root: the folder. prefix: the part of the URL that stands for it. application: answers what isn't there, and every
     other method than GET and HEAD; without it that is 404 or 405.
 
-    index: the file that answers for a directory, which is redirected to its URL with a slash; None: nothing does.
+    index: the file that answers for a directory, which is redirected to its URL with a slash, if it isn't to be
+    index.html; None: nothing does.
     headers: (name, value) pairs for each file, or a function that makes them from its path beneath root.
     max_age: seconds for Cache-Control; None: no such field. immutable: a regular expression that is searched for in a
     path, or a function of it: what it finds may be cached for a year, because its name changes with its content.
     content_types: by suffix (".ext"), before those of ``mimetypes``.
-    precompressed: of a file with a .br, .zst or .gz beside it, smaller and not older than itself, the one that the
-    client likes best is sent, with Vary (RFC 9110 8.4, 12.5.3); whether there is one is looked up once a second.
+    precompressed: unless it is False, of a file with a .br, .zst or .gz beside it, smaller and not older than itself,
+    the one that the client likes best is sent, with Vary (RFC 9110 8.4, 12.5.3); whether there is one is looked up once
+    a second.
     error_pages: files beneath root by status (400, 403, 404, 405, 503), such as {404: "404.html"}.
     hidden: also what has a name that begins with a dot, outside of .well-known. follow_symlinks: also what symbolic
     links outside of root lead to. front: a ``FrontServer`` that gets files to send.
@@ -561,29 +563,10 @@ class Files:
         *,
         prefix: str = "/",
         application: Application | None = None,
-        index: str | None = "index.html",
-        headers: Extra = (),
-        max_age: int | None = None,
-        immutable: str | Callable[[str], bool] | None = None,
-        content_types: Mapping[str, str] | None = None,
-        precompressed: bool = True,
-        error_pages: Mapping[int, str] | None = None,
-        hidden: bool = False,
-        follow_symlinks: bool = False,
         front: FrontServer | None = None,
+        **site: Unpack[SiteArguments],
     ) -> None:
-        self._site = Site(
-            root,
-            index=index,
-            headers=headers,
-            max_age=max_age,
-            immutable=immutable,
-            content_types=content_types,
-            precompressed=precompressed,
-            error_pages=error_pages,
-            hidden=hidden,
-            follow_symlinks=follow_symlinks,
-        )
+        self._site = Site(root, **site)
         # As PATH_INFO has it: bytes as latin-1.
         name = os.fsencode(prefix.strip("/")).decode("latin-1")
         self._prefix = f"/{name}/" if name else "/"
