@@ -100,7 +100,8 @@ def teapot():
 
 @app.get("/from/<path:name>")
 def from_directory(name):
-    return sendgate.flask.send_from_directory("files", name, follow_symlinks="follow" in flask.request.args)
+    directory = flask.request.args.get("directory", "files")
+    return sendgate.flask.send_from_directory(directory, name, follow_symlinks="follow" in flask.request.args)
 
 @app.get("/stock")
 def stock():
@@ -313,6 +314,7 @@ def test_send_from_directory(server: Running) -> None:
     for name in ("missing", "outside", "../application.py", "%2e%2e/application.py", "a%00b", ".", "x" * 300, "/etc"):
         assert server.get("/flask/from/" + name).status in (404, 308), name
     assert server.get("/flask/from/outside?follow").body.startswith(b"\nimport")
+    assert server.get("/flask/from/file.bin?directory=not-made-yet").status == 404
 
 
 def test_flasks_own_send_file(server: Running) -> None:

@@ -41,7 +41,7 @@ SMALL = b"".join(b"%07d\n" % number for number in range(1000))
 
 #: What the servers run. It counts the files it has opened and those that were closed.
 APPLICATION = '''
-import io, mmap, os, pathlib, time
+import io, mmap, os, pathlib, signal, time
 import sendgate.gunicorn, sendgate.wsgi
 
 HERE = pathlib.Path(__file__).parent
@@ -145,7 +145,49 @@ def waits(environ, start_response):
     return text(start_response, environ["PATH_INFO"].encode())
 
 
-site = sendgate.wsgi.Files(HERE / "files", application=waits)
+def fields(path):
+    """Of each file in a site, as an application may have it wrong."""
+    if path == "bad":
+        raise KeyError(path)
+    return [("X-Name", "\u20ac" if path == "euro" else path)]
+
+
+site = sendgate.wsgi.Files(HERE / "files", application=waits, headers=fields)
+
+
+def closing(environ, start_response):
+    """Says in standard output when what it has sent is closed."""
+    result = application(environ, start_response)
+    inner = result.filelike
+    def close():
+        inner.inner.close()
+        print("closed:", inner.kind, flush=True)
+    inner.close = result._close = close
+    return result
+
+
+class Alarm(Exception):
+    pass
+
+
+def alarmed(environ, start_response):
+    """A limit of the application's own for a response, as gunicorn's users make one for the sync worker."""
+    def ring(*_):
+        raise Alarm
+    if environ["PATH_INFO"] == "/alarm/large":
+        signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        environ["PATH_INFO"] = "/mmap/large"
+    return application(environ, start_response)
+
+
+def impatient(environ, start_response):
+    """The same with gevent."""
+    if environ["PATH_INFO"] == "/alarm/large":
+        import gevent
+        gevent.Timeout.start_new(0.3)
+        environ["PATH_INFO"] = "/file/large"
+    return application(environ, start_response)
 
 
 class Impatient(sendgate.gunicorn.ThreadWorker):
@@ -908,6 +950,38 @@ def test_graceful_timeout_cuts_downloads_short(start: Start, worker: str) -> Non
     assert "[ERROR]" not in server.log
 
 
+def test_memory_is_let_go_of_when_graceful_timeout_is_over(start: Start) -> None:
+    """close() is called once, whatever happens."""
+    server = start("ThreadWorker", "--graceful-timeout", "1", application="app:closing")
+    with server.connect(receive_buffer=65536) as client:
+        client.stalled("/mmap/large")
+        assert server.stop() == 0
+    assert "closed: mmap" in (server.directory / "output").read_text()
+
+
+def test_an_alarm_ends_a_response_and_not_the_sync_worker(start: Start, content: bytes) -> None:
+    """Its sender serves the next one."""
+    server = start("SyncWorker", application="app:alarmed")
+    for _ in range(2):
+        before = server.log.count("Alarm")
+        with server.connect(receive_buffer=65536) as client:
+            client.stalled("/alarm/large")
+            wait_until(lambda before=before: server.log.count("Alarm") > before)
+            assert len(client.rest()) < LENGTH
+        assert server.get("/file/large").body == content
+
+
+def test_a_timeout_of_gevents_writes_nothing_into_a_response(start: Start, content: bytes) -> None:
+    """What has arrived is the file's, and the connection ends early."""
+    server = start("GeventWorker", application="app:impatient")
+    with server.connect(receive_buffer=65536) as client:
+        client.stalled("/alarm/large")
+        wait_until(lambda: "seconds" in server.log)
+        received = client.rest()
+        assert len(received) < LENGTH and content.startswith(received)
+    assert server.get("/file/large").body == content
+
+
 # ---- Files without a thread of the pool ----
 
 
@@ -1039,6 +1113,75 @@ def test_sigterm_lets_downloads_without_a_thread_end(start_site: Start, content:
         wait_until(lambda: "Handling signal: term" in server.log)
         assert client.read(LENGTH) == content
         assert server.process.wait(60) == 0
+
+
+#: Heads on which gunicorn has an opinion, or that have to mean the same.
+HEADS = {
+    "plain": b"GET /small HTTP/1.1\r\nHost: a\r\n\r\n",
+    "HTTP/1.0": b"GET /small HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    "no host": b"GET /small HTTP/1.1\r\nAccept: a\r\n\r\n",
+    "two hosts": b"GET /small HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    "a strange host": b"GET /small HTTP/1.1\r\nHost: a b/c\r\n\r\n",
+    "many fields": b"GET /small HTTP/1.1\r\nHost: a\r\n" + b"A: b\r\n" * 100 + b"\r\n",
+    "a long field": b"GET /small HTTP/1.1\r\nHost: a\r\nA: " + b"b" * 3000 + b"\r\n\r\n",
+    "an underscore": b"GET /small HTTP/1.1\r\nHost: a\r\nX_Y: a\r\n\r\n",
+    "a control byte": b"GET /small HTTP/1.1\r\nHost: a\r\nX: \x01\r\n\r\n",
+    "bytes above 127": b"GET /small?\xe4 HTTP/1.1\r\nHost: a\r\nX: \xe4\r\n\r\n",
+    "two types": b"GET /small HTTP/1.1\r\nHost: a\r\nContent-Type: a\r\nContent-Type: b\r\n\r\n",
+    "two lengths": b"GET /small HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 0\r\n\r\n",
+    "an expectation": b"GET /small HTTP/1.1\r\nHost: a\r\nExpect: foo\r\n\r\n",
+    "two schemes": b"GET /small HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Ssl: off\r\n\r\n",
+    "a scheme": b"GET /small HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https\r\n\r\n",
+    "a fragment": b"GET /small#x HTTP/1.1\r\nHost: a\r\n\r\n",
+    "bare LF": b"GET /small HTTP/1.1\nHost: a\n\n",
+    "a space before the colon": b"GET /small HTTP/1.1\r\nHost : a\r\n\r\n",
+    "a folded line": b"GET /small HTTP/1.1\r\nHost: a\r\nA: b\r\n c\r\n\r\n",
+    "an encoded name": b"GET /%73mall HTTP/1.1\r\nHost: a\r\n\r\n",
+    "two slashes": b"GET //small HTTP/1.1\r\nHost: a\r\n\r\n",
+    "dots": b"GET /./x/../small HTTP/1.1\r\nHost: a\r\n\r\n",
+    "another version": b"GET /small HTTP/1.2\r\nHost: a\r\n\r\n",
+    "a forwarded path": b"GET /small HTTP/1.1\r\nHost: a\r\nPath-Info: /none\r\nScript-Name: /x\r\n\r\n",
+    "an application's mistake": b"GET /bad HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a field that can't be sent": b"GET /euro HTTP/1.1\r\nHost: a\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("options", [(), ("--limit-request-field_size", "100")], ids=["", "limit"])
+def test_each_head_means_the_same_with_a_thread_and_without(
+    start_site: Start, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """As a first request it is gunicorn's, and as a second perhaps not. The worker survives all."""
+    for name in ("bad", "euro"):
+        (tmp_path / "files" / name).write_bytes(b"x")
+    (tmp_path / "go").touch()
+    server = start_site(*options)
+
+    def ask(data: bytes, *, second: bool) -> object:
+        with server.connect() as client:
+            if second:
+                client.request("/small")
+                client.response()
+            client.sock.sendall(data)
+            response = client.response()
+            return response.status, response.body, sorted({**response.fields, "date": ""}.items())
+
+    for what, data in HEADS.items():
+        assert ask(data, second=False) == ask(data, second=True), what
+    assert "Worker exiting" not in server.log
+
+
+def test_a_second_request_behind_a_first_half_is_in_its_place(start_site: Start, tmp_path: Path) -> None:
+    """Bytes that gunicorn has read already come first."""
+    (tmp_path / "go").touch()
+    server = start_site()
+    with server.connect() as client:
+        client.request("/small")
+        client.response()
+        client.sock.sendall(b"GET /small HTTP/1.1\r\nHost: a\r\n\r\nGET /one HT")
+        assert client.response().body == SMALL
+        client.sock.sendall(b"TP/1.1\r\nHost: a\r\n\r\nGET /small HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.response().body == b"/one"
+        assert client.response().body == SMALL
 
 
 @pytest.mark.parametrize("log", [True, False], ids=["log", "hook"])

@@ -374,6 +374,22 @@ def test_nothing_stays_open(root: Path) -> None:
         site.find(b"a.txt", None)
 
 
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, PermissionError, KeyError])
+def test_a_mistake_in_a_callable_is_the_sites(root: Path, error: type[Exception]) -> None:
+    """And no answer of 400, 403 or 404 to a client that has made none. Nothing stays open."""
+
+    def wrong(_: str) -> list[tuple[str, str]]:
+        raise error
+
+    site = Site(root, headers=wrong)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        with pytest.raises(error):
+            site.find(b"a.txt", None)
+    assert len(os.listdir("/proc/self/fd")) == before
+    site.close()
+
+
 def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     """It is said at once, not with each request."""
     with pytest.raises(FileNotFoundError):

@@ -37,6 +37,12 @@ def reason(status: int) -> str:
         return f"{status} Unknown"
 
 
+def with_own(given: Any, own: tuple[tuple[Text, Text], ...]) -> tuple[Any, ...]:
+    """The application's fields and the server's own, such as Server, where the application doesn't say that itself."""
+    names = {name.lower() for name, *_ in given}
+    return (*given, *(field for field in own if field[0].lower() not in names))
+
+
 class Answer:
     """A request, what answers it, and how. Sent once, or iterated once; ``close`` ends both.
 
@@ -73,9 +79,7 @@ class Answer:
         arguments = self.arguments
         headers: Any = arguments.get("headers", ())
         if fields:
-            # What the application says is not said again, such as Server.
-            given = {name.lower() for name, *_ in headers}
-            headers = (*headers, *(field for field in fields if field[0].lower() not in given))
+            headers = with_own(headers, fields)
         return _Exchange(
             self.request,
             self.file,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from typing import Any
 
 import gevent
 from gunicorn.workers.ggevent import GeventWorker as _GeventWorker
 
 from ._core import _Exchange, _Sink
+from ._errors import SendgateError
 from ._gevent import respond
+from ._types import Connection
 from .gunicorn import Body, _Worker
 
 
@@ -19,6 +23,17 @@ class GeventWorker(_Worker, _GeventWorker):  # type: ignore[misc]
         """Send it. Others run meanwhile."""
         try:
             body.ended(respond(exchange, _Sink(sock, self._timeout)))
-        except gevent.GreenletExit as killed:
-            # graceful_timeout is over. gunicorn goes on to its log, and sees that the connection is to be closed.
-            body.ended(killed.result)
+        except SendgateError:
+            raise
+        except BaseException as error:
+            # Killed, or a gevent.Timeout of the application's.
+            result = getattr(error, "result", None)
+            if result is None or result.connection is Connection.UNTOUCHED:
+                raise
+            body.ended(result)
+            # Or gunicorn would write about it into the response.
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            # Where graceful_timeout is over, gunicorn goes on to its log.
+            if not isinstance(error, gevent.GreenletExit):
+                raise

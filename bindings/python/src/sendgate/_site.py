@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import functools
 import html
+import math
 import mimetypes
 import os
 import re
@@ -171,14 +172,20 @@ def acceptable(field: str, codings: tuple[Coding, ...]) -> tuple[Coding, ...]:
 
 
 @dataclass
-class _Known:
-    """What is remembered of a path."""
+class Known:
+    """What is remembered of a file."""
 
+    #: Beneath the root.
+    path: bytes
     content_type: str
     fields: tuple[tuple[str, str], ...]
     #: Codings of which there was a file, and until when that counts.
     codings: tuple[Coding, ...]
     until: float
+
+    def coded(self, coding: Coding) -> tuple[tuple[str, str], ...]:
+        """The fields of the file that has a coding."""
+        return (*self.fields, ("Content-Encoding", coding[0]))
 
 
 @dataclass
@@ -189,6 +196,8 @@ class Found:
     file: File | bytes
     content_type: str
     fields: tuple[tuple[str, str], ...] = ()
+    #: What is remembered of it, if it is a file that was asked for.
+    known: Known | None = None
 
     def close(self) -> None:
         """Close the file."""
@@ -240,7 +249,7 @@ class Site:
         self._error_pages = {status: os.fsencode(path) for status, path in (error_pages or {}).items()}
         self._hidden = hidden
         self._outside = follow_symlinks
-        self._known: dict[bytes, _Known] = {}
+        self._known: dict[bytes, Known] = {}
 
     def close(self) -> None:
         """Close the folder; again does nothing."""
@@ -267,21 +276,48 @@ class Site:
             if self._index is None:
                 return None
             relative = os.path.join(relative, self._index)
-        try:
-            return self._found(relative, accept_encoding)
-        except NotRegularError as error:
-            if error.errno == errno.EISDIR:
-                if is_directory or not self.has_index(relative):
-                    return None
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fsdecode(relative)) from None
-            return self.error(403)
-        except OSError as error:
-            status = status_of(error)
-            if status == 500:
+        if b"\0" in relative:
+            return self.error(400)
+        # What a callable of the site's raises is its own mistake, and no error of opening.
+        known = self._known.get(relative)
+        file = None
+        if known is None or known.until < time.monotonic():
+            # Only of what exists something is remembered, so asking for other names doesn't fill memory.
+            try:
+                file = self._open(relative)
+            except (OSError, NotRegularError) as error:
+                return self._not_opened(error, relative, is_directory)
+            try:
+                known = self._know(relative, file)
+            except BaseException:
+                file.close()
                 raise
-            return None if status == 404 else self.error(status)
-        except ValueError:
-            return self.error(400)  # a NUL in it
+        if accept_encoding and known.codings:
+            for coding in acceptable(accept_encoding, known.codings):
+                try:
+                    compressed = self._open(relative + coding[1])
+                except (OSError, NotRegularError):
+                    continue  # gone since, or a link that leads out
+                if file is not None:
+                    file.close()
+                return Found(200, compressed, known.content_type, known.coded(coding), known)
+        try:
+            return Found(200, file or self._open(relative), known.content_type, known.fields, known)
+        except (OSError, NotRegularError) as error:
+            return self._not_opened(error, relative, is_directory)
+
+    def _not_opened(self, error: OSError | NotRegularError, relative: bytes, is_directory: bool) -> Found | None:
+        """What answers for a file that can't be opened."""
+        if isinstance(error, NotRegularError):
+            if error.errno != errno.EISDIR:
+                return self.error(403)
+            if is_directory or not self.has_index(relative):
+                return None
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fsdecode(relative))
+        status = status_of(error)
+        if status == 500:
+            raise error
+        return None if status == 404 else self.error(status)
 
     def has_index(self, path: bytes) -> bool:
         """Whether something answers for a directory, so that it is worth a redirect."""
@@ -311,29 +347,7 @@ class Site:
     def _open(self, path: bytes) -> File:
         return open_beneath(self._fd, path, outside=self._outside)
 
-    def _found(self, path: bytes, accept_encoding: str | None) -> Found:
-        file = None
-        known = self._known.get(path)
-        if known is None or (self._codings and known.until < time.monotonic()):
-            # Only of what exists, so not by asking for other names.
-            file = self._open(path)
-            try:
-                known = self._know(path, file)
-            except BaseException:
-                file.close()
-                raise
-        if accept_encoding and known.codings:
-            for coding, suffix in acceptable(accept_encoding, known.codings):
-                try:
-                    compressed = self._open(path + suffix)
-                except (OSError, NotRegularError):
-                    continue  # gone since, or a link that leads out
-                if file is not None:
-                    file.close()
-                return Found(200, compressed, known.content_type, (*known.fields, ("Content-Encoding", coding)))
-        return Found(200, file or self._open(path), known.content_type, known.fields)
-
-    def _know(self, path: bytes, file: File) -> _Known:
+    def _know(self, path: bytes, file: File) -> Known:
         """Look at all that doesn't depend on the request."""
         name = os.fsdecode(path)
         fields = list(self._headers(name) if callable(self._headers) else self._headers)
@@ -347,7 +361,8 @@ class Site:
             fields.append(("Vary", "Accept-Encoding"))
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
-        known = _Known(self._content_type(path), tuple(fields), codings, time.monotonic() + _FRESH)
+        until = time.monotonic() + _FRESH if self._codings else math.inf
+        known = Known(path, self._content_type(path), tuple(fields), codings, until)
         self._known[path] = known
         return known
 

@@ -122,8 +122,9 @@ def send_from_directory(
     NotFound (404): there is none, it is no regular file, or the path leads out of the directory; so does a symbolic
     link, unless follow_symlinks allows that.
     """
-    place = os.open(os.path.join(current_app.root_path, directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    place = -1
     try:
+        place = os.open(os.path.join(current_app.root_path, directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         file = open_beneath(place, path, outside=follow_symlinks)
     except OSError as error:
         if error.errno not in NOT_FOUND:
@@ -132,7 +133,8 @@ def send_from_directory(
     except (NotRegularError, ValueError):
         raise NotFound from None
     finally:
-        os.close(place)
+        if place >= 0:
+            os.close(place)
     return _response(
         file, os.fspath(path), mimetype, as_attachment, download_name, conditional, etag, last_modified, max_age
     )

@@ -37,13 +37,13 @@ from ._adapters import IDLE, wait
 from ._answer import Answer, reason
 from ._core import _Exchange, _milliseconds, _Sink
 from ._errors import PeerClosedError, ResponseTimeoutError, SendgateError, TransferCancelledError
+from ._fast_path import FastPath
 from ._sender import Sender
 from ._types import Completion, Connection, Result
 from .wsgi import Files, Gateway, give
 
 if TYPE_CHECKING:
     from ._gunicorn_gevent import GeventWorker
-    from ._lane import Lane
     from .wsgi import Environ, StartResponse
 
 __all__ = ["GeventWorker", "SyncWorker", "ThreadWorker"]
@@ -53,9 +53,7 @@ LINGER_SECONDS = 2.0
 LINGER_BYTES = 65536
 
 #: The longest head that is answered without a thread of the pool.
-LANE_BYTES = 4096
-#: Fields by which a trusted proxy changes the path.
-_FORWARDED = re.compile(rb"\n(script_name|path_info)[ \t]*:", re.IGNORECASE)
+FAST_PATH_BYTES = 4096
 
 #: The versions that have what is used.
 WORKS_WITH = "25.3 to 27.0"
@@ -125,7 +123,11 @@ class Body:
             close = response.must_close or response.req.should_close()
             exchange = answer.exchange((("Server", response.version),), close, not response.can_sendfile())
             if self._worker.logs_fields:
-                response.headers = list(exchange.decide().fields)
+                try:
+                    response.headers = list(exchange.decide().fields)
+                except BaseException:
+                    exchange.close()
+                    raise
             self._worker.send(exchange, response.sock, self)
         except BaseException as error:
             if isinstance(error, SendgateError) and error.result is not None and _is_connections(error):
@@ -293,9 +295,11 @@ class SyncWorker(_Worker, _SyncWorker):  # type: ignore[misc]
                 ended.poll(1000)
                 self.notify()
         except BaseException:
-            # A signal ends the process: the application's memory has to be free before its close() is called.
-            sender.stop()
-            sender.take()
+            # The application's memory has to be free before its close() is called, and the sender for the next one.
+            # That doesn't depend on the client any more.
+            sender.cancel(given)
+            while not sender.take():
+                ended.poll(1000)
             raise
         body.ended(completions[0].result, completions[0].error)
 
@@ -385,22 +389,25 @@ class ThreadWorker(_Worker, _ThreadWorker):  # type: ignore[misc]
         self._thread = threading.local()
         #: Connections that were shut down, in the order in which they are closed at the latest.
         self._parting: deque[Any] = deque()
-        self._lane: Lane | None = None
+        self._fast_path: FastPath | None = None
 
     def run(self) -> None:
         """Serve until told to stop."""
         # gunicorn looks at the number of connections before it accepts one from each listener.
         with Sender(max_in_flight=self.worker_connections + len(self.sockets)) as self._sender:
             self.poller.register(self._sender.fileno(), selectors.EVENT_READ, self._take)
-            self._lane = self._make_lane()
+            self._fast_path = self._make_fast_path()
             super().run()
             # What took longer than graceful_timeout.
             self._sender.stop()
             while completions := self._sender.take():
                 for completion in completions:
                     if type(completion.token) is _Pending:
-                        completion.token.body.ended(completion.result, completion.error)
+                        body = completion.token.body
+                        body.ended(completion.result, completion.error)
                         self.log.ended(completion.token)
+                        body.in_use = False
+                        body.close()
 
     # ---- In a thread of the pool ----
 
@@ -462,7 +469,7 @@ class ThreadWorker(_Worker, _ThreadWorker):  # type: ignore[misc]
         """Responses have ended."""
         for completion in self._sender.take():
             if type(completion.token) is not _Pending:
-                self._left_lane(completion.token, completion.result.connection)
+                self._answered(completion.token, completion.result.connection)
                 continue
             pending: _Pending = completion.token
             pending.completion = completion
@@ -494,37 +501,53 @@ class ThreadWorker(_Worker, _ThreadWorker):  # type: ignore[misc]
         else:
             self._part(conn)
 
-    def _make_lane(self) -> Lane | None:
+    def _make_fast_path(self) -> FastPath | None:
         """For an application that is ``Files``. None if something of gunicorn's wants to see each request."""
-        cfg = self.cfg
-        if type(self._application) is not Files or cfg.is_ssl or cfg.protocol != "http" or "h2" in cfg.http_protocols:
+        files, cfg = self._application, self.cfg
+        if type(files) is not Files or files._front is not None or not self.log.is_silent():
+            return None
+        if cfg.is_ssl or cfg.protocol != "http" or "h2" in cfg.http_protocols or "SCRIPT_NAME" in os.environ:
             return None
         hooks = (cfg.settings[name] for name in ("pre_request", "post_request"))
-        if any(hook.get() is not hook.default for hook in hooks) or "SCRIPT_NAME" in os.environ:
+        if any(hook.get() is not hook.default for hook in hooks):
             return None
-        if not self.log.is_silent():
-            return None
-        return self._application.lane(self._sender, (("Server", gunicorn.SERVER),), self._timeout, not cfg.sendfile)
+        # The limits that gunicorn has for a line and for a field are limits for all of them here.
+        limits = (FAST_PATH_BYTES, cfg.limit_request_line, cfg.limit_request_field_size)
+        self._longest = min(limit for limit in limits if limit)
+        self._most_fields = cfg.limit_request_fields
+        self._schemes = re.compile(
+            "|".join(f"\n{re.escape(name)}:" for name in cfg.secure_scheme_headers).encode("latin-1") or b"(?!)",
+            re.IGNORECASE,
+        )
+        fields = (("Server", gunicorn.SERVER),)
+        return FastPath(
+            files._site, files._prefix, self._sender, fields=fields, idle_ms=self._timeout, copy=not cfg.sendfile
+        )
 
     def on_client_socket_readable(self, conn: Any, client: Any) -> None:
         """A client goes on with a connection that was kept."""
         # What gunicorn does about a last request, it does.
-        if self._lane is None or not self.alive or self.nr + 1 >= self.max_requests or not self._is_answered(conn):
+        last = not self.alive or self.nr + 1 >= self.max_requests
+        if last or self._fast_path is None or not self._is_answered(self._fast_path, conn):
             super().on_client_socket_readable(conn, client)
 
-    def _is_answered(self, conn: Any) -> bool:
+    def _is_answered(self, fast_path: FastPath, conn: Any) -> bool:
         """Whether it was a request for a file, which needs no thread of the pool."""
-        lane = self._lane
-        if lane is None or conn.is_http2:
+        if conn.parser.unreader.buf.getvalue():
+            # A request has begun already.
             return False
         try:
-            # A longer head than gunicorn allows is gunicorn's to refuse.
-            data = conn.sock.recv(min(LANE_BYTES, self.cfg.limit_request_line or LANE_BYTES))
+            data = conn.sock.recv(self._longest)
         except OSError:
             return False
         given = None
-        if data and not _FORWARDED.search(data):
-            given = lane.answer(conn.sock.fileno(), data, conn)
+        # gunicorn refuses some heads that are plain: with too many fields, or with two opinions about the scheme.
+        if data.count(b"\n") - 2 <= self._most_fields and len(self._schemes.findall(data)) < 2:
+            try:
+                given = fast_path.answer(conn.sock.fileno(), data, conn)
+            except Exception as error:
+                # A mistake in the application's own functions, say: gunicorn's way ends in its log.
+                self.log.debug("Fast path: %s", error)
         if given is None:
             conn.parser.unreader.unread(data)
             return False
@@ -537,10 +560,10 @@ class ThreadWorker(_Worker, _ThreadWorker):  # type: ignore[misc]
         else:
             self.poller.unregister(conn.sock)
             if id == 0:
-                self._left_lane(conn, connection)
+                self._answered(conn, connection)
         return True
 
-    def _left_lane(self, conn: Any, connection: Connection) -> None:
+    def _answered(self, conn: Any, connection: Connection) -> None:
         """A response without a thread of the pool has ended, and gunicorn knows nothing of the connection."""
         if connection is Connection.REUSABLE:
             super().finish_request(conn, _Kept)

@@ -21,14 +21,12 @@ from urllib.parse import quote_from_bytes
 
 from ._answer import Answer, Begun, as_given, conditional, without_content
 from ._core import File, Request
-from ._lane import Lane
 from ._receive import read_into, receive_file
 from ._site import Site, redirect_target
 
 if TYPE_CHECKING:
     from typing_extensions import TypeAlias, Unpack
 
-    from ._sender import Sender
     from ._site import Found, SiteArguments
     from ._types import ExchangeArguments, FileArg
 
@@ -615,14 +613,6 @@ class Files:
         query = environ.get("QUERY_STRING", "")
         location = redirect_target("/", (base + relative).strip(b"/"), "?" + query if query else "")
         return self._site.redirect(location)
-
-    def lane(self, sender: Sender, fields: tuple[tuple[str, str], ...], idle_ms: int, copy: bool) -> Lane | None:
-        """For a server's own loop: what answers for this application where nothing else is needed. None if files are a
-        front server's to send. The arguments are those of ``Lane``.
-        """
-        if self._front is not None:
-            return None
-        return Lane(self._site, self._prefix, sender, fields=fields, idle_ms=idle_ms, copy=copy)
 
     def close(self) -> None:
         """Close the folder. Requests fail afterwards."""

@@ -1,4 +1,4 @@
-"""``Lane``: the answers are those of ``Files``, and what isn't the plain case is left to the server."""
+"""``FastPath``: the answers are those of ``Files``, and what isn't the plain case is left to the server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 import rows
 from sendgate import Connection, Sender
-from sendgate._lane import Lane
+from sendgate._fast_path import FastPath
 from sendgate.wsgi import Files
 from support import Pipe, split, tcp_pair
 
@@ -31,12 +31,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 class Loop:
-    """A server's loop, as far as a lane needs one."""
+    """A server's loop, as far as a fast path needs one."""
 
     def __init__(self, folder: Path, prefix: str = "/", **options: Any) -> None:
         self.sender = Sender()
         self.files = Files(folder, prefix=prefix, **options)
-        self.lane = Lane(self.files._site, prefix, self.sender, fields=(("Server", "test"),))
+        self.fast_path = FastPath(self.files._site, prefix, self.sender, fields=(("Server", "test"),))
 
     def __enter__(self) -> Loop:
         return self
@@ -48,7 +48,7 @@ class Loop:
     def answer(self, sock: socket.socket, data: bytes) -> Connection | None:
         """What became of the connection, when the answer has ended."""
         sock.setblocking(False)
-        given = self.lane.answer(sock.fileno(), data, sock)
+        given = self.fast_path.answer(sock.fileno(), data, sock)
         if given is None or given[0] == 0:
             return None if given is None else given[1]
         assert select.select([self.sender], [], [], 20)[0]
@@ -125,6 +125,16 @@ def test_a_large_file_goes_on_in_the_background(loop: Loop, folder: Path) -> Non
         b"GET /.hidden HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET http://a/a.txt HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET /folder HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /a.txt HTTP/1.1\nHost: a\n\n",
+        b"\r\nGET /a.txt HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /a.txt HTTP/1.1\r\nHost: a\r\nX_Y: a\r\n\r\n",
+        b"GET /a.txt HTTP/1.1\r\nHost: a\r\nX: \x01\r\n\r\n",
+        b"GET /a.txt HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n\r\n",
+        b"GET /a.txt HTTP/1.1\r\nHost: a\r\ncontent-length: 0\r\n\r\n",
+        b"GET /a.txt HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\n\r\n",
+        b"GET /a.txt#b HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /a.txt\xe4 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"get /a.txt HTTP/1.1\r\nHost: a\r\n\r\n",
         b"NONSENSE\r\n\r\n",
         b"\x16\x03\x01\x00\xa5",
     ],
@@ -180,6 +190,21 @@ def test_a_compressed_file_is_for_those_who_accept_it(loop: Loop, folder: Path) 
     for accept in ("br", "gzip;q=0", "identity, gzip;q=0.5"):
         other = loop.ask("/a.txt", f"accept-encoding:{accept}")
         assert other is not None and "content-encoding" not in other[1], accept
+
+
+def test_what_is_remembered_is_bounded_by_the_files(loop: Loop, folder: Path) -> None:
+    """Neither queries nor what a client accepts are kept."""
+    (folder / "a.txt.gz").write_bytes(gzip.compress(b"0123456789" * 100))
+    for number in range(50):
+        assert loop.ask(f"/a.txt?{number}", f"Accept-Encoding: gzip, x{number}") is not None
+        assert loop.ask(f"/none{number}") is None
+    assert len(loop.fast_path._prepared) <= 2
+
+
+def test_two_fields_that_say_what_is_accepted_are_declined(loop: Loop, folder: Path) -> None:
+    """They are one list, which others put together."""
+    (folder / "a.txt.gz").write_bytes(gzip.compress(b"0123456789" * 100))
+    assert loop.ask("/a.txt", "Accept-Encoding: br", "Accept-Encoding: gzip") is None
 
 
 def test_no_descriptor_is_left(loop: Loop, folder: Path) -> None:
