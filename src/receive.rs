@@ -2,7 +2,7 @@
 
 use crate::deadline::{Deadline, Limits};
 use crate::io::nonblocking::Nonblocking;
-use crate::io::source::{Pipe, Reader, Stream, Stuck, Target, is_socket};
+use crate::io::source::{PIECE, Pipe, Reader, Stream, Stuck, Target, is_socket, unread};
 use crate::io::{Fault, Interest};
 use crate::memory::OutOfMemory;
 use crate::respond::{self, wait_for};
@@ -98,6 +98,9 @@ const PIPE_FROM: u64 = 512 << 10;
 /// Bytes that are copied at once.
 const CHUNK: u64 = 64 << 10;
 
+/// The same where a pipe got nothing, and it isn't sure that there is nothing.
+const FEW: usize = 4096;
+
 /// As `to_memory`, with `length` bytes that go to a file.
 pub(crate) fn to_file<R: Reader>(
     mut source: Source<R>,
@@ -110,6 +113,8 @@ pub(crate) fn to_file<R: Reader>(
     let mut nonblocking = None;
     if let Source::Socket(fd) = source
         && length >= PIPE_FROM
+        // Who doesn't wait calls often, for a few bytes each time.
+        && (limits.is_some() || unread(fd) >= PIECE)
         && is_socket(fd)
     {
         // splice has no flag against waiting for a socket.
@@ -123,7 +128,12 @@ pub(crate) fn to_file<R: Reader>(
     let ended = drive(source.fd(), limits, length, count, |count| {
         if let Some((fd, open)) = &mut pipe {
             match open.fill(*fd, length - count.received) {
-                Err(Fault::Unsupported) => {}
+                Err(Fault::Unsupported) => pipe = None,
+                // splice says this in front of urgent data (send(2), MSG_OOB) too, for ever; recv goes on behind them.
+                Ok(0) | Err(Fault::Wait(_)) => {
+                    let mut few = [MaybeUninit::uninit(); FEW];
+                    return copy(&mut source, &mut file, &mut few, length, count);
+                }
                 Err(fault) => return Err(fault),
                 Ok(taken) => {
                     count.received += taken as u64;
@@ -145,17 +155,27 @@ pub(crate) fn to_file<R: Reader>(
                     return Ok(taken);
                 }
             }
-            pipe = None;
         }
         let space = make(&mut buffer, length).map_err(|_| Fault::System(libc::ENOMEM))?;
-        let left = usize::try_from(length - count.received).unwrap_or(usize::MAX).min(space.len());
-        let taken = source.read(&mut space[..left])?;
-        count.received += taken as u64;
-        store(&mut file, &space[..taken], count)?;
-        Ok(taken)
+        copy(&mut source, &mut file, space, length, count)
     });
     drop(nonblocking);
     ended
+}
+
+/// Reads once, and writes that.
+fn copy<R: Reader>(
+    source: &mut Source<R>,
+    file: &mut Target,
+    space: &mut [MaybeUninit<u8>],
+    length: u64,
+    count: &mut Count,
+) -> Result<usize, Fault> {
+    let left = usize::try_from(length - count.received).unwrap_or(usize::MAX).min(space.len());
+    let taken = source.read(&mut space[..left])?;
+    count.received += taken as u64;
+    store(file, &space[..taken], count)?;
+    Ok(taken)
 }
 
 /// Room for a piece of `length` bytes, made once.

@@ -29,6 +29,13 @@ pub(crate) fn is_socket(fd: RawFd) -> bool {
     syscall!(getsockopt(fd, libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut kind).cast(), &raw mut size)).is_ok()
 }
 
+/// How many bytes it has that can be taken now; 0 also if that can't be told.
+pub(crate) fn unread(fd: RawFd) -> usize {
+    let mut count: libc::c_int = 0;
+    let told = syscall!(ioctl(fd, libc::FIONREAD, &raw mut count));
+    told.ok().and_then(|_| usize::try_from(count).ok()).unwrap_or(0)
+}
+
 fn fault(error: &io::Error) -> Fault {
     match errno(error) {
         // Linux has one number for EAGAIN and EWOULDBLOCK.
@@ -90,7 +97,7 @@ pub(crate) struct Pipe {
 const PIPE: libc::c_int = 256 << 10;
 
 /// Bytes that are moved at once. More in one write cost ext4 two to four times as much (Linux 6.18).
-const PIECE: usize = 128 << 10;
+pub(crate) const PIECE: usize = 128 << 10;
 
 /// Why a pipe wasn't emptied.
 #[derive(Debug)]
@@ -115,8 +122,8 @@ impl Pipe {
         Ok(Self { outlet, inlet, held: 0 })
     }
 
-    /// Takes up to `length` bytes from the socket, which has O_NONBLOCK. Ok(0): the peer has ended. Only while nothing
-    /// is held, because a full pipe answers as an empty socket does.
+    /// Takes up to `length` bytes from the socket, which has O_NONBLOCK. Nothing, Ok(0) or Wait, is what an empty socket
+    /// answers, and one that has urgent data next; a full pipe too, so only while nothing is held.
     pub(crate) fn fill(&mut self, socket: RawFd, length: u64) -> Result<usize, Fault> {
         let null = std::ptr::null_mut::<libc::off_t>();
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(PIECE);

@@ -316,6 +316,79 @@ static void without_waiting(void)
     }
 }
 
+/* Sends a part of the pattern, a byte of urgent data (which is not in the stream), and the rest of the pattern. */
+static void *feed_urgently(void *arg)
+{
+    const struct feeder *feeder = arg;
+    uint8_t *bytes = malloc(feeder->len);
+    MUST(bytes != NULL);
+    pattern_fill(bytes, feeder->len);
+    for (size_t done = feeder->piece; done < feeder->len;) {
+        ssize_t n = send(feeder->fd, bytes + done, feeder->len - done, MSG_NOSIGNAL);
+        MUST(n > 0);
+        done += (size_t)n;
+    }
+    free(bytes);
+    if (feeder->end == ENDS)
+        shutdown(feeder->fd, SHUT_WR);
+    return NULL;
+}
+
+/* splice stops in front of urgent data for ever, and poll says that there is something to be read. */
+static void urgent_data(void)
+{
+    /* Where it comes, and how many bytes are behind it. */
+    static const struct {
+        size_t at, behind;
+    } ways[] = {{0, LARGE}, {1000, 3000}, {1000, LARGE}, {30000, LARGE}};
+    for (int variant = 0; variant < 4; variant++) {
+        for (size_t i = 0; i < N(ways); i++) {
+            int try_now = variant & 1, ends = (variant & 2) != 0;
+            size_t sent = ways[i].at + ways[i].behind, len = sent < LARGE ? LARGE : sent;
+            check_case("urgent data after %zu of %zu bytes%s%s", ways[i].at, sent, try_now ? ", without waiting" : "",
+                       ends ? ", then the end" : "");
+            struct upload upload;
+            struct place_of to;
+            upload_open(&upload, TCP_PAIR, 0, sent);
+            upload.feeder.end = ends ? ENDS : STAYS;
+            upload.feeder.piece = ways[i].at;
+            place_make(&to, IN_FILE, len);
+            /* All of this is there when the call begins: the mark is in the way, and not just passing by. */
+            uint8_t *first = malloc(ways[i].at + 1);
+            MUST(first != NULL);
+            pattern_fill(first, ways[i].at);
+            MUST(send(upload.feeder.fd, first, ways[i].at, 0) == (ssize_t)ways[i].at);
+            MUST(send(upload.feeder.fd, "!", 1, MSG_OOB) == 1);
+            free(first);
+            MUST(pthread_create(&upload.feeder.thread, NULL, feed_urgently, &upload.feeder) == 0);
+            UNTIL(recv(upload.sock, (uint8_t[1]){0}, 1, MSG_OOB | MSG_PEEK) == 1);
+            upload.source.idle_timeout_ms = sent < len ? 1000 : 30000;
+            upload.source.flags = try_now ? SENDGATE_SOURCE_TRY_NOW : 0;
+            sendgate_status status, last = ends ? SENDGATE_ERR_INCOMPLETE : SENDGATE_ERR_TIMEOUT;
+            if (sent == len)
+                last = SENDGATE_OK;
+            size_t done = 0, calls = 0;
+            while ((status = receive(&upload, &to, done)) == SENDGATE_WANT_READ) {
+                done += upload.got.received;
+                struct pollfd wait = {upload.sock, POLLIN, 0};
+                /* What poll says is there is taken, or it would be a busy loop. */
+                calls = upload.got.received > 0 ? 0 : calls + 1;
+                MUST(calls < 1000);
+                if (poll(&wait, 1, sent < len && !ends ? 1000 : 30000) == 0) {
+                    upload.got.received = 0;
+                    status = SENDGATE_ERR_TIMEOUT;
+                    break;
+                }
+            }
+            CHECK_STATUS(status, last);
+            CHECK_INT(done + upload.got.received, sent);
+            place_check(&to, done + upload.got.received);
+            place_free(&to);
+            upload_close(&upload, 1);
+        }
+    }
+}
+
 /* ---- Bytes that don't come ---- */
 
 /* The peer ends, or resets the connection, after some bytes: those are where they belong. */
@@ -887,6 +960,7 @@ int main(void)
     every_length();
     in_pieces();
     without_waiting();
+    urgent_data();
     peers_that_stop();
     timeouts();
     interrupted();
