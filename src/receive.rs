@@ -5,7 +5,7 @@ use crate::io::nonblocking::Nonblocking;
 use crate::io::source::{PIECE, Pipe, Reader, Stream, Stuck, Target, is_socket, unread};
 use crate::io::{Fault, Interest};
 use crate::memory::OutOfMemory;
-use crate::respond::{self, wait_for};
+use crate::respond::{self, Poll};
 use crate::transfer::Failure;
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
@@ -203,6 +203,7 @@ fn drive(
     // What is there already asks for no time, unless that is limited.
     let total = limits.filter(|limits| limits.total.is_some());
     let mut deadline = total.map(|limits| Deadline::new(limits, Instant::now()));
+    let mut poll = Poll::default();
     while count.received < length {
         let interest = match take(count) {
             Ok(0) => return Err(Cut::Incomplete),
@@ -232,7 +233,7 @@ fn drive(
         };
         // `length` bytes are due, and those that haven't come are what the peer still has.
         let until = deadline.wait(now, length, || length - count.received).ok_or(respond::Cut::Timeout)?;
-        wait_for(fd.ok_or(respond::Cut::NoDescriptor)?, interest, until - now)?;
+        poll.wait(fd.ok_or(respond::Cut::NoDescriptor)?, interest, until - now)?;
     }
     Ok(None)
 }

@@ -91,6 +91,7 @@ fn drive<I: Io>(
     // The common answer leaves in one step, and asks for no time unless that is limited.
     let mut deadline = limits.total.map(|_| Deadline::new(limits, Instant::now()));
     let budget = if limits.total.is_some() { budget } else { u64::MAX };
+    let mut poll = Poll::default();
     loop {
         let step = transfer.step(&mut io(), memory, budget)?;
         if step == Step::Done {
@@ -104,26 +105,44 @@ fn drive<I: Io>(
         let Step::Wait(interest) = step else { continue };
         let sent = transfer.plan().sent();
         let until = deadline.wait(now, sent, || fd.map_or(0, queued)).ok_or(Cut::Timeout)?;
-        wait_for(fd.ok_or(Cut::NoDescriptor)?, interest, until - now)?;
+        poll.wait(fd.ok_or(Cut::NoDescriptor)?, interest, until - now)?;
     }
 }
 
-/// Waits; a signal, an error on the socket and the end of the time all mean: try again and see.
-pub(crate) fn wait_for(fd: RawFd, interest: Interest, time: Duration) -> Result<(), Cut> {
-    let events = match interest {
-        Interest::Write => libc::POLLOUT,
-        Interest::Read => libc::POLLIN,
-    };
-    let mut entry = libc::pollfd { fd, events, revents: 0 };
-    // Rounded up: half a millisecond must not become a busy loop.
-    let milliseconds = i32::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
-    match syscall!(poll(&raw mut entry, 1, milliseconds)) {
-        Ok(_) => {}
-        Err(error) if errno(&error) == libc::EINTR => {}
-        Err(error) => return Err(Cut::Failure(Failure::System(errno(&error)))),
+/// Longest sleep where poll(2) doesn't.
+const NAP: Duration = Duration::from_millis(10);
+
+/// Waits for one socket.
+#[derive(Debug, Default)]
+pub(crate) struct Poll {
+    /// An error was all that it had the last time.
+    had_error: bool,
+}
+
+impl Poll {
+    /// A signal, an error on the socket and the end of the time all mean: try again and see.
+    pub(crate) fn wait(&mut self, fd: RawFd, interest: Interest, time: Duration) -> Result<(), Cut> {
+        if self.had_error {
+            // Trying again did not find it, so it is not the connection's: the error queue has something for the
+            // caller (MSG_ZEROCOPY, time stamps), and poll(2) returns at once until he takes that.
+            std::thread::sleep(time.min(NAP));
+        }
+        let events = match interest {
+            Interest::Write => libc::POLLOUT,
+            Interest::Read => libc::POLLIN,
+        };
+        let mut entry = libc::pollfd { fd, events, revents: 0 };
+        // Rounded up: half a millisecond must not become a busy loop.
+        let milliseconds = i32::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
+        match syscall!(poll(&raw mut entry, 1, milliseconds)) {
+            Ok(_) => {}
+            Err(error) if errno(&error) == libc::EINTR => {}
+            Err(error) => return Err(Cut::Failure(Failure::System(errno(&error)))),
+        }
+        if entry.revents & libc::POLLNVAL != 0 {
+            return Err(Cut::Failure(Failure::System(libc::EBADF)));
+        }
+        self.had_error = entry.revents == libc::POLLERR;
+        Ok(())
     }
-    if entry.revents & libc::POLLNVAL != 0 {
-        return Err(Cut::Failure(Failure::System(libc::EBADF)));
-    }
-    Ok(())
 }

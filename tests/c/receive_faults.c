@@ -422,6 +422,33 @@ static void a_pipe_only_for_many(void)
     }
 }
 
+/* The error queue of a socket has something for the caller, so poll returns at once: that is no busy loop. */
+static void an_error_that_stays(void)
+{
+    check_case("an error queue that isn't empty");
+    int sockets[2], one = 1;
+    static uint8_t bytes[20000];
+    make_pair(TCP_PAIR, 0, sockets);
+    if (setsockopt(sockets[0], SOL_SOCKET, SO_ZEROCOPY, &one, sizeof one) < 0) {
+        printf("skipped: an error queue: no SO_ZEROCOPY\n");
+    } else {
+        MUST(send(sockets[0], bytes, sizeof bytes, MSG_ZEROCOPY) == (ssize_t)sizeof bytes);
+        MUST(recv(sockets[1], bytes, sizeof bytes, MSG_WAITALL) == (ssize_t)sizeof bytes);
+        struct pollfd queue = {sockets[0], 0, 0};
+        MUST(poll(&queue, 1, 60000) == 1 && queue.revents == POLLERR);
+        memset(&fault, 0, sizeof fault);
+        memset(counts, 0, sizeof counts);
+        sendgate_source source = {.size = sizeof source, .fd = sockets[0], .idle_timeout_ms = 500};
+        inside = 1;
+        sendgate_status status = sendgate_receive(&source, bytes, 10, NULL);
+        inside = 0;
+        CHECK_STATUS(status, SENDGATE_ERR_TIMEOUT);
+        CHECK(counts[POLL] >= 2 && counts[POLL] < 100);
+    }
+    close(sockets[0]);
+    close(sockets[1]);
+}
+
 int main(void)
 {
     check_begin();
@@ -433,6 +460,7 @@ int main(void)
     files_that_take_nothing();
     no_pipe_below_3();
     a_pipe_only_for_many();
+    an_error_that_stays();
     free(content);
     return check_end();
 }
