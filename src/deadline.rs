@@ -50,6 +50,11 @@ impl Deadline {
         self.end.is_some_and(|end| now >= end)
     }
 
+    /// So long since the last wait it was not the peer that we waited for: that is no time of its rate's.
+    pub(crate) fn delayed(&mut self, time: Duration) {
+        self.period.0 += time;
+    }
+
     /// When that time is over.
     pub(crate) fn end(&self) -> Option<Instant> {
         self.end
@@ -179,6 +184,20 @@ mod tests {
             let now = zero + ms(pause * 10_000);
             assert!(deadline.wait(now, pause * 500, || 400).is_some(), "{pause}");
             assert!(deadline.wait(now + ms(2), pause * 500, || 0).is_some(), "{pause}");
+        }
+    }
+
+    #[test]
+    fn a_delay_of_ours_does_not_count_for_the_rate() {
+        let limits = Limits { min_rate: 1000, ..LIMITS };
+        for (delay, fast_enough) in [(0, false), (8900, false), (9100, true), (10_000, true)] {
+            let zero = Instant::now();
+            let mut deadline = Deadline::new(limits, zero);
+            assert!(deadline.wait(zero, 100_000, || 100_000).is_some());
+            deadline.delayed(ms(delay));
+            // A thousand bytes in ten seconds, but for the delay.
+            let now = zero + ms(10_000);
+            assert_eq!(deadline.wait(now, 100_000, || 99_000).is_some(), fast_enough, "{delay}");
         }
     }
 

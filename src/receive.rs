@@ -47,6 +47,17 @@ pub(crate) struct Count {
     pub(crate) received: u64,
     /// Those of them that are where they belong. The others are lost.
     pub(crate) stored: u64,
+    /// Whether the time matters that storing takes.
+    timed: bool,
+    /// When the last of them were taken, if it does.
+    since: Option<Instant>,
+}
+
+impl Count {
+    fn taken(&mut self, bytes: usize) {
+        self.received += bytes as u64;
+        self.since = self.timed.then(Instant::now);
+    }
 }
 
 /// Why it ended early.
@@ -87,7 +98,8 @@ pub(crate) fn to_memory<R: Reader>(
     drive(source.fd(), limits, space.len() as u64, count, |count| {
         let taken = source.read(&mut space[filled..])?;
         filled += taken;
-        *count = Count { received: filled as u64, stored: filled as u64 };
+        count.received = filled as u64;
+        count.stored = filled as u64;
         Ok(taken)
     })
 }
@@ -121,6 +133,7 @@ pub(crate) fn to_file<R: Reader>(
         nonblocking = Nonblocking::new(fd).ok();
         pipe = nonblocking.as_ref().and_then(|_| Pipe::new().ok()).map(|pipe| (fd, pipe));
     }
+    count.timed = limits.is_some_and(|limits| limits.min_rate > 0);
     let mut buffer = Vec::new();
     if pipe.is_none() {
         make(&mut buffer, length)?;
@@ -136,7 +149,7 @@ pub(crate) fn to_file<R: Reader>(
                 }
                 Err(fault) => return Err(fault),
                 Ok(taken) => {
-                    count.received += taken as u64;
+                    count.taken(taken);
                     match open.empty_into(&mut file, &mut count.stored) {
                         Ok(()) => return Ok(taken),
                         Err(Stuck::System(number)) => return Err(Fault::System(number)),
@@ -173,7 +186,7 @@ fn copy<R: Reader>(
 ) -> Result<usize, Fault> {
     let left = usize::try_from(length - count.received).unwrap_or(usize::MAX).min(space.len());
     let taken = source.read(&mut space[..left])?;
-    count.received += taken as u64;
+    count.taken(taken);
     store(file, &space[..taken], count)?;
     Ok(taken)
 }
@@ -214,6 +227,9 @@ fn drive(
             Err(Fault::Callback(status)) => return Err(Failure::Callback(status).into()),
             Err(Fault::Unsupported) => return Err(Failure::System(libc::EOPNOTSUPP).into()),
         };
+        if let (Some(since), Some(deadline)) = (count.since.take(), &mut deadline) {
+            deadline.delayed(since.elapsed());
+        }
         let Some(limits) = limits else {
             if interest.is_some() {
                 return Ok(interest);

@@ -78,7 +78,7 @@ unsafe fn report(
         })
     });
     if !out.is_null() {
-        let Count { received, stored } = count;
+        let Count { received, stored, .. } = count;
         // Fails only if the size is wrong, which the status says already.
         // SAFETY: the same promise.
         let _ = unsafe { write_struct(out, &sendgate_received { size: 0, status, sys_errno, received, stored }) };

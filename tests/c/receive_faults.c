@@ -37,12 +37,14 @@ static struct fault {
     unsigned long first; /* this one of the calls; 0: none */
     unsigned long last;
     int pipes_are_useless; /* besides, the file takes nothing from a pipe */
+    unsigned delay_us;     /* besides, the first write takes so long */
 } fault;
 static unsigned long counts[N_CALLS], hits;
 /* Within a call of the library, in the thread that makes it. */
 static __thread int inside;
 static int operation_hit; /* of fcntl, in the last call that failed */
 static int closed = -1;   /* this descriptor is closed before the call */
+static sendgate_source limits; /* of the time that the call may take */
 
 static void *next_function(const char *name)
 {
@@ -106,6 +108,8 @@ ssize_t pwrite(int fd, const void *bytes, size_t len, off_t offset)
 {
     static ssize_t (*real)(int, const void *, size_t, off_t);
     FIND(real, "pwrite");
+    if (inside && fault.delay_us != 0 && counts[PWRITE] == 0)
+        usleep(fault.delay_us);
     return fails(PWRITE, &len) ? -1 : real(fd, bytes, len, offset);
 }
 
@@ -221,6 +225,11 @@ static sendgate_status run(const struct way *way, sendgate_received *got)
     memset(got, 0, sizeof *got);
     got->size = sizeof *got;
     sendgate_source source = {.size = sizeof source, .fd = sockets[0], .idle_timeout_ms = 30000};
+    if (limits.idle_timeout_ms != 0) {
+        source.idle_timeout_ms = limits.idle_timeout_ms;
+        source.total_timeout_ms = limits.total_timeout_ms;
+        source.min_rate = limits.min_rate;
+    }
     memset(bytes, 0, way->len);
     /* Nothing is there at first, so that there is something to wait for. */
     source.flags = SENDGATE_SOURCE_TRY_NOW;
@@ -422,6 +431,19 @@ static void a_pipe_only_for_many(void)
     }
 }
 
+/* While the file takes its time the peer can do nothing. */
+static void a_slow_file(void)
+{
+    check_case("a file that takes longer than a period of min_rate");
+    struct way way = {"to a slow file", 450000, 1, 0};
+    sendgate_received got;
+    memset(&fault, 0, sizeof fault);
+    fault.delay_us = 3000000;
+    limits = (sendgate_source){.idle_timeout_ms = 2000, .total_timeout_ms = 60000, .min_rate = 100000};
+    CHECK_STATUS(run(&way, &got), SENDGATE_OK);
+    memset(&limits, 0, sizeof limits);
+}
+
 /* The error queue of a socket has something for the caller, so poll returns at once: that is no busy loop. */
 static void an_error_that_stays(void)
 {
@@ -460,6 +482,7 @@ int main(void)
     files_that_take_nothing();
     no_pipe_below_3();
     a_pipe_only_for_many();
+    a_slow_file();
     an_error_that_stays();
     free(content);
     return check_end();
