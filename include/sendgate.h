@@ -19,7 +19,9 @@
  *           An output buffer that is NULL has no room, whatever its capacity says.
  *  Files    Descriptors are borrowed: never closed, file position never moved, O_NONBLOCK
  *           and socket options never left changed. Offsets above INT64_MAX are invalid.
- *           (The two calls that take a descriptor over say so.)
+ *           (The two calls that take a descriptor over say so.) A socket that two calls
+ *           use at the same time, one to send and one to receive, must be non-blocking:
+ *           on a blocking one the first that ends puts its mode back under the other.
  *  Threads  Calls without a handle are reentrant. A handle may move between threads but is
  *           used by one at a time: a second call at the same time gets SENDGATE_ERR_BUSY.
  *           sendgate_sender alone is for any number of threads at the same time.
@@ -520,7 +522,8 @@ typedef struct sendgate_source {
     size_t size;
     /**
      * Set: used for every byte; fd is then only waited on, and -1 means never wait: an answer
-     * of SENDGATE_WANT_READ or _WRITE is SENDGATE_ERR_BLOCKING.
+     * of SENDGATE_WANT_READ or _WRITE is SENDGATE_ERR_BLOCKING, but with SENDGATE_SOURCE_TRY_NOW
+     * it is returned.
      */
     sendgate_read_fn read;
     /**
@@ -564,7 +567,7 @@ typedef struct sendgate_received {
      */
     sendgate_status status;
     /**
-     * For SENDGATE_ERR_IO and SENDGATE_ERR_PEER_CLOSED, else 0.
+     * For SENDGATE_ERR_IO, SENDGATE_ERR_PEER_CLOSED and SENDGATE_ERR_NOT_REGULAR, else 0.
      */
     int32_t sys_errno;
     /**
@@ -1010,7 +1013,8 @@ sendgate_status sendgate_head_fields(const struct sendgate_exchange *ex,
  * What was read together with the request's head is the caller's to put there first. Content in
  * chunks (Transfer-Encoding) is taken as it comes. SENDGATE_ERR_INCOMPLETE: the peer has ended.
  * SENDGATE_ERR_PEER_CLOSED: a reset. SENDGATE_ERR_IO with EFAULT: buf can't be written, or is a
- * mapping of a file that was cut short.
+ * mapping of a file that was cut short; a read function writes from user space, where that is
+ * SIGBUS.
  */
 sendgate_status sendgate_receive(const struct sendgate_source *source,
                                  uint8_t *buf,
@@ -1020,13 +1024,17 @@ sendgate_status sendgate_receive(const struct sendgate_source *source,
 /**
  * As sendgate_receive, into a regular file: len bytes from offset on, whatever was there. From 512
  * KiB on the kernel moves them there without passing them to this process (splice), if it can, and
- * a blocking socket has O_NONBLOCK meanwhile. The file's own position stays where it is.
+ * a blocking socket has O_NONBLOCK meanwhile; with SENDGATE_SOURCE_TRY_NOW only if 128 KiB are there
+ * already. The call has a pipe of 256 KiB then, also while it waits: above 64 MiB of them a user's
+ * pipes are smaller (pipe-user-pages-soft), and the bytes are copied. The file's own position stays
+ * where it is.
  *
- * Before anything is taken: SENDGATE_ERR_NOT_REGULAR; SENDGATE_ERR_IO with EBADF (the file is not
- * open for writing), EINVAL (it has O_APPEND) or EFBIG (RLIMIT_FSIZE; no SIGXFSZ is raised).
- * Later SENDGATE_ERR_IO with ENOSPC, EDQUOT, EIO and the like: the file has out->stored bytes of it,
- * and the out->received - out->stored bytes that were taken but not written are lost. What the peer
- * has yet to send is len - out->received bytes.
+ * Before anything is taken: SENDGATE_ERR_NOT_REGULAR; SENDGATE_ERR_NO_MEMORY; SENDGATE_ERR_IO with
+ * EBADF (the file is not open for writing), EINVAL (it has O_APPEND or O_DIRECT) or EFBIG
+ * (RLIMIT_FSIZE; no SIGXFSZ is raised). Later SENDGATE_ERR_IO with ENOSPC, EDQUOT, EIO, ENOMEM and
+ * the like: the file has out->stored bytes of it, and the out->received - out->stored bytes that
+ * were taken but not written are lost. What the peer has yet to send is len - out->received bytes.
+ * Time that the file takes is not counted against min_rate.
  */
 sendgate_status sendgate_receive_file(const struct sendgate_source *source,
                                       int32_t fd,

@@ -94,7 +94,8 @@ unsafe fn report(
 /// What was read together with the request's head is the caller's to put there first. Content in
 /// chunks (Transfer-Encoding) is taken as it comes. SENDGATE_ERR_INCOMPLETE: the peer has ended.
 /// SENDGATE_ERR_PEER_CLOSED: a reset. SENDGATE_ERR_IO with EFAULT: buf can't be written, or is a
-/// mapping of a file that was cut short.
+/// mapping of a file that was cut short; a read function writes from user space, where that is
+/// SIGBUS.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_receive(
     source: *const sendgate_source,
@@ -118,13 +119,17 @@ pub unsafe extern "C" fn sendgate_receive(
 
 /// As sendgate_receive, into a regular file: len bytes from offset on, whatever was there. From 512
 /// KiB on the kernel moves them there without passing them to this process (splice), if it can, and
-/// a blocking socket has O_NONBLOCK meanwhile. The file's own position stays where it is.
+/// a blocking socket has O_NONBLOCK meanwhile; with SENDGATE_SOURCE_TRY_NOW only if 128 KiB are there
+/// already. The call has a pipe of 256 KiB then, also while it waits: above 64 MiB of them a user's
+/// pipes are smaller (pipe-user-pages-soft), and the bytes are copied. The file's own position stays
+/// where it is.
 ///
-/// Before anything is taken: SENDGATE_ERR_NOT_REGULAR; SENDGATE_ERR_IO with EBADF (the file is not
-/// open for writing), EINVAL (it has O_APPEND) or EFBIG (RLIMIT_FSIZE; no SIGXFSZ is raised).
-/// Later SENDGATE_ERR_IO with ENOSPC, EDQUOT, EIO and the like: the file has out->stored bytes of it,
-/// and the out->received - out->stored bytes that were taken but not written are lost. What the peer
-/// has yet to send is len - out->received bytes.
+/// Before anything is taken: SENDGATE_ERR_NOT_REGULAR; SENDGATE_ERR_NO_MEMORY; SENDGATE_ERR_IO with
+/// EBADF (the file is not open for writing), EINVAL (it has O_APPEND or O_DIRECT) or EFBIG
+/// (RLIMIT_FSIZE; no SIGXFSZ is raised). Later SENDGATE_ERR_IO with ENOSPC, EDQUOT, EIO, ENOMEM and
+/// the like: the file has out->stored bytes of it, and the out->received - out->stored bytes that
+/// were taken but not written are lost. What the peer has yet to send is len - out->received bytes.
+/// Time that the file takes is not counted against min_rate.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_receive_file(
     source: *const sendgate_source,

@@ -362,7 +362,8 @@ pub struct sendgate_source {
     /// sizeof(sendgate_source).
     pub size: usize,
     /// Set: used for every byte; fd is then only waited on, and -1 means never wait: an answer
-    /// of SENDGATE_WANT_READ or _WRITE is SENDGATE_ERR_BLOCKING.
+    /// of SENDGATE_WANT_READ or _WRITE is SENDGATE_ERR_BLOCKING, but with SENDGATE_SOURCE_TRY_NOW
+    /// it is returned.
     pub read: sendgate_read_fn,
     /// Passed to read.
     pub user: *mut c_void,
@@ -388,7 +389,7 @@ pub struct sendgate_received {
     pub size: usize,
     /// As returned.
     pub status: super::status::sendgate_status,
-    /// For SENDGATE_ERR_IO and SENDGATE_ERR_PEER_CLOSED, else 0.
+    /// For SENDGATE_ERR_IO, SENDGATE_ERR_PEER_CLOSED and SENDGATE_ERR_NOT_REGULAR, else 0.
     pub sys_errno: i32,
     /// Bytes that this call has taken from the source.
     pub received: u64,

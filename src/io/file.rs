@@ -103,8 +103,8 @@ pub(crate) fn check_writable(fd: RawFd, end: u64) -> Result<(), FileError> {
     if flags & libc::O_PATH != 0 || flags & libc::O_ACCMODE == libc::O_RDONLY {
         return refuse(libc::EBADF);
     }
-    // pwrite(2), BUGS: Linux then appends, whatever the offset.
-    if flags & libc::O_APPEND != 0 {
+    // pwrite(2), BUGS: with O_APPEND Linux appends, whatever the offset. O_DIRECT takes nothing but whole blocks.
+    if flags & (libc::O_APPEND | libc::O_DIRECT) != 0 {
         return refuse(libc::EINVAL);
     }
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
