@@ -354,6 +354,47 @@ def test_files_that_are_refused(pair: tuple[socket.socket, socket.socket], tmp_p
         signal.signal(signal.SIGXFSZ, handler)
 
 
+class OwnSocket(socket.socket):
+    """A socket with a recv_into() of its own, which raises at the call of this number."""
+
+    raises: Exception | None = None
+    at = 0
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """As the base class's."""
+        self.at -= 1
+        if self.raises is not None and self.at == 0:
+            raise self.raises
+        return super().recv_into(buffer, nbytes, flags)
+
+
+def unwritable(path: Path) -> Iterator[tuple[int, type[sendgate.SendgateError], int]]:
+    """Descriptors of files that nothing can be written to at an offset, and what says so."""
+    path.write_bytes(b"0123456789")
+    reading, writing = os.pipe()
+    opened = [os.open(path, flags) for flags in (os.O_RDONLY, os.O_WRONLY | os.O_APPEND)]
+    try:
+        yield opened[0], sendgate.IOFailedError, errno.EBADF
+        yield opened[1], sendgate.IOFailedError, errno.EINVAL
+        yield writing, sendgate.NotRegularError, errno.ESPIPE
+    finally:
+        for fd in (reading, writing, *opened):
+            os.close(fd)
+    assert path.read_bytes() == b"0123456789"
+
+
+def test_files_are_refused_with_every_kind_of_socket(pair: tuple[socket.socket, socket.socket], tmp_path: Path) -> None:
+    """Those that are read by their own recv_into() too: nothing is taken, and nothing is written."""
+    ours, peer = pair
+    peer.sendall(b"hello")
+    with OwnSocket(fileno=os.dup(ours.fileno())) as own:
+        for file, kind, number in unwritable(tmp_path / "file"):
+            with pytest.raises(kind) as caught:
+                sendgate.recv_file(own, file, 5, 0)
+            assert (caught.value.errno, caught.value.received, caught.value.stored) == (number, 0, 0)
+        assert own.recv(100) == b"hello"
+
+
 @pytest.mark.parametrize("length", [100_000, LENGTH])
 def test_a_file_that_fails_tells_how_much_it_has(
     pair: tuple[socket.socket, socket.socket], length: int, content: bytes
@@ -889,3 +930,83 @@ def test_a_full_disk_in_an_upload(content: bytes) -> None:
         assert os.pread(file, 100_000, 0) == content[:81920]
     finally:
         os.close(file)
+
+
+class Held:
+    """Content of ten bytes on gunicorn: half of it was read with the head, the rest is in the socket."""
+
+    def __init__(self, ours: socket.socket) -> None:
+        from gunicorn.http.body import Body, LengthReader
+        from gunicorn.http.unreader import SocketUnreader
+
+        self.sock = OwnSocket(fileno=os.dup(ours.fileno()))
+        unreader = SocketUnreader(self.sock)
+        unreader.unread(b"HELLO")
+        self.reader = LengthReader(unreader, 10)
+        self.environ: dict[str, Any] = {"wsgi.input": Body(self.reader), "CONTENT_LENGTH": "10"}
+
+
+def test_nothing_is_taken_for_a_file_that_is_refused(pair: tuple[socket.socket, socket.socket], tmp_path: Path) -> None:
+    """Neither from a wsgi.input, nor what gunicorn holds: the application can still take it for something else."""
+    ours, peer = pair
+    peer.sendall(b"WORLD")
+    held = Held(ours)
+    inputs = [{"wsgi.input": io.BytesIO(b"HELLOWORLD"), "CONTENT_LENGTH": "10"}, held.environ]
+    with held.sock:
+        for environ in inputs:
+            for file, kind, number in unwritable(tmp_path / "file"):
+                with pytest.raises(kind) as caught:
+                    sendgate.wsgi.receive_file(environ, file, offset=0)
+                assert (caught.value.errno, caught.value.received, caught.value.stored) == (number, 0, 0)
+            # Neither for arguments that are refused.
+            buffer = bytearray(10)
+            if environ is held.environ:
+                with pytest.raises(sendgate.ArgumentError):
+                    sendgate.wsgi.read_into(environ, buffer, timeout=-1)
+            assert environ.get("sendgate.taken", 0) == 0
+            assert sendgate.wsgi.read_into(environ, buffer) == 10
+            assert buffer == b"HELLOWORLD"
+
+
+class Stop(Exception):
+    """Of another library's, as gevent.Timeout is."""
+
+
+@pytest.mark.parametrize("error", [Stop(), OSError(errno.EIO, "I/O error")])
+@pytest.mark.parametrize("way", ["buffer", "file"])
+def test_what_was_taken_is_known_whatever_is_raised(
+    pair: tuple[socket.socket, socket.socket], way: str, error: Exception
+) -> None:
+    """gunicorn goes on to the next request behind the content, also if an exception has interrupted reading it."""
+    ours, peer = pair
+    peer.sendall(b"WO")
+    held = Held(ours)
+    held.sock.raises, held.sock.at = error, 2
+    with held.sock, tempfile.TemporaryFile() as file:
+        with pytest.raises(type(error)):
+            if way == "file":
+                sendgate.wsgi.receive_file(held.environ, file)
+            else:
+                sendgate.wsgi.read_into(held.environ, bytearray(10))
+        assert (held.reader.length, held.environ["sendgate.taken"]) == (3, 7)
+        peer.sendall(b"RLDGET / HTTP/1.1")
+        rest = bytearray(10)
+        assert sendgate.wsgi.read_into(held.environ, rest) == 3
+        assert rest[:3] == b"RLD"
+        assert ours.recv(100) == b"GET / HTTP/1.1"
+
+
+def test_what_was_taken_from_any_input_is_known(content: bytes) -> None:
+    """The same for a wsgi.input of another server."""
+
+    class Failing(Pieces):
+        def read(self, size: int) -> bytes:
+            piece = super().read(size)
+            if self._stream.tell() > 5000:
+                raise Stop
+            return piece
+
+    environ = {"wsgi.input": Failing(content), "CONTENT_LENGTH": "10000"}
+    with pytest.raises(Stop):
+        sendgate.wsgi.read_into(environ, bytearray(10000))
+    assert environ["sendgate.taken"] == 5000

@@ -198,7 +198,7 @@ class _Origin:
     own to wait (gevent's let the others run meanwhile), so they are read by their own recv_into().
     """
 
-    __slots__ = ("_handle", "_limits", "_sock", "_tls", "_try_now", "c")
+    __slots__ = ("_handle", "_limits", "_sock", "_tls", "_try_now", "c", "received")
 
     def __init__(
         self, sock: Socket, timeout: float, total_timeout: float | None, min_rate: int, try_now: bool = False
@@ -212,6 +212,8 @@ class _Origin:
         self._limits = timeout, total_timeout, min_rate
         self._try_now = try_now
         self._sock = sock
+        #: Bytes that were taken from it, whatever exception has come.
+        self.received = 0
         self.c: Any = source
         if isinstance(sock, int):
             source.fd = _int(sock, 0, 2**31 - 1, "a socket's descriptor")
@@ -264,6 +266,7 @@ class _Origin:
 
     def _finish(self, status: int, got: Any) -> int:
         received = int(got.received)
+        self.received += received
         if status >= 0:
             return received
         cause = None
@@ -293,6 +296,7 @@ class _Origin:
                 if count == 0:
                     raise _failed(lib.SENDGATE_ERR_INCOMPLETE, done, done)
                 done += count
+                self.received += count
                 now = time.monotonic()
                 too_slow = min_rate and now - period >= timeout and done - counted < min_rate * (now - period)
                 if done < len(view) and not self._try_now and (too_slow or (end is not None and now >= end)):
@@ -325,8 +329,21 @@ def _store(fd: int, piece: memoryview, offset: int, before: int) -> int:
     return stored
 
 
+def _check_file(fd: int, end: int) -> None:
+    """Refuse what the library refuses before it takes anything: what can't be written to at an offset, and an end
+    beyond RLIMIT_FSIZE.
+    """
+    source, got = _new(_SOURCE), _new(_RECEIVED)
+    # No bytes are asked for, so nothing is read from this.
+    source.fd = fd
+    status = lib.sendgate_receive_file(source, fd, end, 0, got)
+    if status < 0:
+        raise _failed(status, 0, 0, got.sys_errno)
+
+
 def _pieces(fill: Callable[[memoryview], int], fd: int, offset: int, length: int | None) -> int:
     """Put what comes into a file, piece by piece, until there are length bytes or fill gives fewer than it could."""
+    _check_file(fd, offset + (length or 0))
     done = 0
     buffer = memoryview(bytearray(_PIECE if length is None else min(length, _PIECE)))
     while length is None or done < length:
@@ -492,7 +509,7 @@ def receive_file(
     direct = _direct(environ)
     if direct is not None and most is not None:
         bound = most
-        return _count(lambda: direct.to_file(fd, start, bound, limits), environ)
+        return _count(lambda: direct.to_file(fd, start, bound, limits), environ, direct)
     return _pieces(lambda place: _read(environ, place, left is not None, limits), fd, start, most)
 
 
@@ -507,29 +524,30 @@ def _left(environ: dict[str, Any]) -> int | None:
     return None if environ.get("wsgi.input_terminated") else 0
 
 
-def _count(receive: Callable[[], int], environ: dict[str, Any]) -> int:
+def _count(receive: Callable[[], int], environ: dict[str, Any], direct: _Direct) -> int:
     """What is received, counted, be it all or not."""
-    received = 0
+    before = direct.left
     try:
-        received = receive()
-    except SendgateError as error:
-        received = error.received
-        raise
+        return receive()
     finally:
-        environ[_TAKEN] = environ.get(_TAKEN, 0) + received
-    return received
+        _add_taken(environ, before - direct.left)
+
+
+def _add_taken(environ: dict[str, Any], count: int) -> None:
+    environ[_TAKEN] = environ.get(_TAKEN, 0) + count
 
 
 def _read(environ: dict[str, Any], place: memoryview, announced: bool, limits: _Limits) -> int:
     """Fill the place, or as much of it as there is content. announced: there has to be so much."""
     direct = _direct(environ)
     if direct is not None and announced:
-        return _count(lambda: direct.to_memory(place, limits), environ)
-    return _count(lambda: _read_input(environ["wsgi.input"], place, announced), environ)
+        return _count(lambda: direct.to_memory(place, limits), environ, direct)
+    return _read_input(environ, place, announced)
 
 
-def _read_input(content: Any, place: memoryview, announced: bool) -> int:
+def _read_input(environ: dict[str, Any], place: memoryview, announced: bool) -> int:
     """The same, from any wsgi.input."""
+    content = environ["wsgi.input"]
     readinto = getattr(content, "readinto", None)
     done = 0
     while done < len(place):
@@ -545,6 +563,8 @@ def _read_input(content: Any, place: memoryview, announced: bool) -> int:
                 raise _failed(lib.SENDGATE_ERR_INCOMPLETE, done, done)
             break
         done += count
+        # One by one: the next may raise anything.
+        _add_taken(environ, count)
     return done
 
 
@@ -568,19 +588,22 @@ class _Direct:
 
     def to_memory(self, place: memoryview, limits: _Limits) -> int:
         """Fill the place."""
+        origin = _Origin(self._unreader.sock, *limits)
         done = 0
         while piece := self._held(len(place) - done):
             place[done : done + len(piece)] = piece
             done += len(piece)
         with place[done:] as rest:
-            return self._receive(done, lambda origin: origin.to_memory(rest), limits)
+            return self._receive(origin, done, lambda: origin.to_memory(rest))
 
     def to_file(self, fd: int, offset: int, length: int, limits: _Limits) -> int:
         """Put so many bytes into a file."""
+        origin = _Origin(self._unreader.sock, *limits)
+        _check_file(fd, offset + length)
         done = 0
         while piece := self._held(length - done):
             done += _store(fd, memoryview(piece), offset + done, done)
-        return self._receive(done, lambda origin: origin.to_file(fd, offset + done, length - done), limits)
+        return self._receive(origin, done, lambda: origin.to_file(fd, offset + done, length - done))
 
     def _held(self, most: int) -> bytes:
         """Some of what was read from the socket before; b"" if that is nothing."""
@@ -591,19 +614,16 @@ class _Direct:
             piece = self._reader.read(min(len(self._unreader.buf.getvalue()), most))
         return piece
 
-    def _receive(self, before: int, receive: Callable[[_Origin], int], limits: _Limits) -> int:
+    def _receive(self, origin: _Origin, before: int, receive: Callable[[], int]) -> int:
         """Take the rest from the socket. before: bytes that were there already. How many it is in all."""
-        received = 0
         try:
-            received = receive(_Origin(self._unreader.sock, *limits))
+            return before + receive()
         except SendgateError as error:
-            received = error.received
             error.received += before
             error.stored += before
             raise
         finally:
-            self._reader.length -= received
-        return before + received
+            self._reader.length -= origin.received
 
 
 def _direct(environ: dict[str, Any]) -> _Direct | None:
