@@ -7,7 +7,7 @@
 CARGO ?= cargo
 PYTHON_RUN = .venv/bin/python
 # What pytest needs to see of the checkout is passed by path: the package itself comes from the installed wheel.
-PYTEST = $(PYTHON_RUN) -m pytest -p no:cacheprovider -q
+PYTEST = $(PYTHON_RUN) -m pytest -p no:cacheprovider -q -rs
 
 DIR ?= .
 BIND ?= 127.0.0.1
