@@ -48,7 +48,7 @@ header: ## make include/sendgate.h anew from src/ffi
 doc: ## the Rust documentation, in target/doc
 	$(CARGO) doc --no-deps --locked
 
-bench: examples bench-peers bench-decide ## all benchmarks, 25 minutes; needs root for its own network namespace
+bench: examples bench-peers bench-decide ## all benchmarks, 45 minutes; needs root for its own network namespace
 	python3 bench/run.py
 	python3 bench/slow.py
 	python3 bench/stall.py

@@ -5,9 +5,8 @@
  * This program has functions of its own under the names of libc's that the library calls. They count, pass the call on,
  * and let the one fail that `fault` names.
  */
-#include "check.h"
+#include "interpose.h"
 
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -45,19 +44,6 @@ static __thread int inside;
 static int operation_hit; /* of fcntl, in the last call that failed */
 static int closed = -1;   /* this descriptor is closed before the call */
 static sendgate_source limits; /* of the time that the call may take */
-
-static void *next_function(const char *name)
-{
-    void *found = dlsym(RTLD_NEXT, name);
-    MUST(found != NULL);
-    return found;
-}
-
-#define FIND(function, name)                                                                                           \
-    do {                                                                                                               \
-        if ((function) == NULL)                                                                                        \
-            *(void **)&(function) = next_function(name);                                                               \
-    } while (0)
 
 /* Counts a call. Whether it is one that fails: then errno is set, or if it is only shortened, *most. */
 static int fails(enum call call, size_t *most)

@@ -4,9 +4,8 @@
  * the library too. Bytes are in blocks of 128 KiB. A block comes into the page cache `latency_ms` after it was asked
  * for, by posix_fadvise or by reading it; reading it before that blocks until then, and is counted.
  */
-#include "check.h"
+#include "interpose.h"
 
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -73,12 +72,6 @@ static void wait_for(off_t offset, size_t len)
     if (left > 0)
         poll(NULL, 0, (int)left);
 }
-
-#define FIND(real, name) \
-    do { \
-        if (real == NULL) \
-            *(void **)&real = dlsym(RTLD_NEXT, name); \
-    } while (0)
 
 ssize_t preadv2(int fd, const struct iovec *pieces, int n, off_t offset, int flags)
 {

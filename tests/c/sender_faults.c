@@ -5,9 +5,8 @@
  * and let the one fail that `fault` names. So: 1. the functions, 2. a scenario with a response of every kind,
  * 3. the scenario with every fault, 4. what fails in other ways.
  */
-#include "check.h"
+#include "interpose.h"
 
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -81,20 +80,6 @@ static pthread_mutex_t asleep_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t asleep_now = PTHREAD_COND_INITIALIZER;
 /* Called, in the place of the test, where a call fails. */
 static void (*meanwhile)(void);
-
-static void *next_function(const char *name)
-{
-    void *found = dlsym(RTLD_NEXT, name);
-    MUST(found != NULL);
-    return found;
-}
-
-/* Sets `function`, which is of a type of its own, to libc's (or the sanitizer's) of this name. */
-#define FIND(function, name)                                                                                           \
-    do {                                                                                                               \
-        if ((function) == NULL)                                                                                        \
-            *(void **)&(function) = next_function(name);                                                               \
-    } while (0)
 
 static int real_epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event)
 {

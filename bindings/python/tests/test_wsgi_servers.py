@@ -181,16 +181,23 @@ class WaitingHTTPServer(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
+def serving(server: Any, certificate: Any) -> Iterator[None]:
+    """A server of the standard library's at work, with TLS if there is a certificate."""
+    if certificate is not None:
+        server.socket = tls_server(certificate).wrap_socket(server.socket, server_side=True)
+    with in_thread(functools.partial(server.serve_forever, 0.01)):
+        try:
+            yield
+        finally:
+            server.shutdown()
+
+
+@contextlib.contextmanager
 def run_wsgiref(application: Any, certificate: Any = None) -> Iterator[Address]:
     """One thread per connection."""
-    with sendgate.wsgiref.make_server("127.0.0.1", 0, application, ThreadingWSGIServer) as server:
-        if certificate is not None:
-            server.socket = tls_server(certificate).wrap_socket(server.socket, server_side=True)
-        with in_thread(functools.partial(server.serve_forever, 0.01)):
-            try:
-                yield ("127.0.0.1", server.server_port)
-            finally:
-                server.shutdown()
+    server = sendgate.wsgiref.make_server("127.0.0.1", 0, application, ThreadingWSGIServer)
+    with server, serving(server, certificate):
+        yield ("127.0.0.1", server.server_port)
 
 
 @contextlib.contextmanager
@@ -648,14 +655,8 @@ def run_http_server(folder: Path, handler: type[Any] = Handler, certificate: Any
     """One thread per connection."""
     handler.lines = []
     made = functools.partial(handler, directory=str(folder))
-    with WaitingHTTPServer(("127.0.0.1", 0), made) as server:
-        if certificate is not None:
-            server.socket = tls_server(certificate).wrap_socket(server.socket, server_side=True)
-        with in_thread(functools.partial(server.serve_forever, 0.01)):
-            try:
-                yield ("127.0.0.1", server.server_port)
-            finally:
-                server.shutdown()
+    with WaitingHTTPServer(("127.0.0.1", 0), made) as server, serving(server, certificate):
+        yield ("127.0.0.1", server.server_port)
 
 
 @pytest.fixture
