@@ -36,7 +36,7 @@ class Loop:
     def __init__(self, folder: Path, prefix: str = "/", **options: Any) -> None:
         self.sender = Sender()
         self.files = Files(folder, prefix=prefix, **options)
-        self.fast_path = FastPath(self.files._site, prefix, self.sender, fields=(("Server", "test"),))
+        self.fast_path = FastPath(self.files._mount, self.sender, fields=(("Server", "test"),))
 
     def __enter__(self) -> Loop:
         return self

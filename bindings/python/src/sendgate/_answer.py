@@ -7,6 +7,7 @@ it, iterates over it and gets the same bytes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,17 @@ CHUNK = 65536
 #: What the server says, whatever the application thinks of it (PEP 3333: hop-by-hop; RFC 9112 6).
 _SERVERS_OWN = frozenset(("connection", "content-length", "keep-alive", "transfer-encoding"))
 
-#: Keys of an environ that can make the answer a 304 or a 412.
-_CONDITIONS = ("HTTP_IF_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH", "HTTP_IF_UNMODIFIED_SINCE")
+_VALIDATORS = frozenset(("etag", "last-modified"))
+#: What the library refuses a second line of.
+_ONCE = frozenset(
+    (
+        "accept-ranges", "age", "content-disposition", "content-length", "content-location", "content-md5",
+        "content-range", "content-type", "date", "etag", "expires", "last-modified", "location", "retry-after",
+        "server",
+    )
+)  # fmt: skip
+#: RFC 9110 8.8.3.
+_ETAG = re.compile(r'[ \t]*(W/)?"[!#-~\x80-\xff]*"[ \t]*')
 
 
 def reason(status: int) -> str:
@@ -171,9 +181,40 @@ def _own(headers: list[tuple[str, str]]) -> list[Any]:
     return [(name, value) for name, value in headers if name.lower() not in _SERVERS_OWN]
 
 
+def names(headers: list[tuple[str, str]]) -> set[str]:
+    """The fields' names, in lower case."""
+    return {name.lower() for name, _ in headers}
+
+
+def has_validator(headers: list[tuple[str, str]]) -> bool:
+    """Whether something tells one version of the content from another (RFC 9110 8.8)."""
+    return not _VALIDATORS.isdisjoint(names(headers))
+
+
+def is_sound(headers: list[tuple[str, str]]) -> bool:
+    """Whether the library takes these fields. If not, the server gets them as they are, and judges them itself."""
+    given = [name.lower() for name, _ in headers]
+    if len(set(given)) < len(given) and any(name in _ONCE and given.count(name) > 1 for name in given):
+        return False
+    return all(_ETAG.fullmatch(value) is not None for name, value in headers if name.lower() == "etag")
+
+
+def content_length(headers: list[tuple[str, str]]) -> int | None:
+    """What the application has announced. ValueError if that is no number."""
+    for name, value in headers:
+        if name.lower() == "content-length":
+            if not (value.isascii() and value.isdigit()):
+                raise ValueError(f"Content-Length is {value!r}")
+            return int(value)
+    return None
+
+
+# ---- Answers in the place of what an application has begun; request: one whose content it has read ----
+
+
 def as_given(
-    environ: dict[str, Any],
-    status: str,
+    request: Request,
+    status: int,
     headers: list[tuple[str, str]],
     file: FileArg,
     offset: int,
@@ -182,25 +223,25 @@ def as_given(
 ) -> Answer:
     """What the application has decided itself: nothing but the framing is the library's."""
     rows = _own(headers)
-    names = {name.lower() for name, _ in headers}
-    if "accept-ranges" not in names:
+    given = names(headers)
+    if "accept-ranges" not in given:
         rows.append(("Accept-Ranges", "", Rule.REMOVE))
     return Answer(
-        Request.from_environ(environ, has_body=False, conditions=False),
+        request._full(),
         file,
         close,
-        status=int(status[:3]),
+        status=status,
         headers=rows,
         etag=False,
         # The library refuses to remove a field that it is given.
-        last_modified="last-modified" in names,
+        last_modified="last-modified" in given,
         offset=offset,
         length=length,
     )
 
 
 def conditional(
-    environ: dict[str, Any],
+    request: Request,
     headers: list[tuple[str, str]],
     file: FileArg,
     offset: int,
@@ -211,31 +252,26 @@ def conditional(
     """What the application would send in full: whether it has to be is the library's to decide."""
     given = {name.lower(): value for name, value in headers}
     if given.get("accept-ranges", "").strip().lower() == "none":
-        environ = _without_range(environ)
+        request = request._unranged()
     made: ExchangeArguments = {**arguments, "headers": _own(headers), "offset": offset, "length": length}
     if "last-modified" in given:
         made["last_modified"] = True  # its own
-    return Answer(Request.from_environ(environ, has_body=False), file, close, **made)
+    return Answer(request, file, close, **made)
 
 
 def without_content(
-    environ: dict[str, Any],
+    request: Request,
     headers: list[tuple[str, str]],
     close: Callable[[], object] | None,
     arguments: ExchangeArguments,
 ) -> Answer | None:
     """304 or 412, which the application's validators are enough for. None: it is neither."""
-    if not any(key in environ for key in _CONDITIONS):
+    if not (request._is_conditional() and has_validator(headers)):
         return None
-    request = Request.from_environ(_without_range(environ), has_body=False)
     made: ExchangeArguments = {**arguments, "headers": _own(headers), "last_modified": True}
-    answer = Answer(request, b"", close, **made)
+    answer = Answer(request._unranged(), b"", close, **made)
     exchange = answer.exchange((), False, False)
     try:
         return answer if exchange.decide().status in (304, 412) else None
     finally:
         exchange.close()
-
-
-def _without_range(environ: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in environ.items() if key not in ("HTTP_RANGE", "HTTP_IF_RANGE")}

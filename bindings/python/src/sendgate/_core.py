@@ -244,8 +244,8 @@ _CONSULTED = frozenset(
 _ENVIRON_KEYS = tuple(
     ("HTTP_" + name.decode().upper().replace("-", "_"), name) for name in sorted(_CONSULTED - {b"content-length"})
 )
-#: Those that say nothing about the content that is asked for.
-_ENVIRON_FRAMING = tuple(pair for pair in _ENVIRON_KEYS if pair[1] in (b"connection", b"transfer-encoding"))
+#: RFC 9110 13.1.1 to 13.1.4, as the struct names them.
+_PRECONDITIONS = ("if_match", "if_modified_since", "if_none_match", "if_unmodified_since")
 
 
 class Request:
@@ -310,16 +310,13 @@ class Request:
         self._head_length = 0
 
     @classmethod
-    def from_environ(
-        cls, environ: Mapping[str, Any], *, has_body: bool | None = None, conditions: bool = True
-    ) -> Request:
+    def from_environ(cls, environ: Mapping[str, Any], *, has_body: bool | None = None) -> Request:
         """From a WSGI or CGI environment (PEP 3333, RFC 3875).
 
         Without CONTENT_LENGTH and HTTP_TRANSFER_ENCODING nothing was announced. If your application has read the
-        content, pass has_body=False. conditions: whether Range and the If- fields count.
+        content, pass has_body=False.
         """
-        keys = _ENVIRON_KEYS if conditions else _ENVIRON_FRAMING
-        lines = [(name, _latin1(value, key)) for key, name in keys if (value := environ.get(key)) is not None]
+        lines = [(name, _latin1(value, key)) for key, name in _ENVIRON_KEYS if (value := environ.get(key)) is not None]
         # CGI servers set CONTENT_LENGTH to "" if there is none.
         if environ.get("CONTENT_LENGTH"):
             lines.append((b"content-length", _latin1(environ["CONTENT_LENGTH"], "CONTENT_LENGTH")))
@@ -393,6 +390,34 @@ class Request:
             return _get_str(getattr(self._c, key))
         except AttributeError:
             raise KeyError(name) from None
+
+    @classmethod
+    def from_scope(cls, scope: Mapping[str, Any], *, has_body: bool | None = None) -> Request:
+        """From the scope of an ASGI application. If yours has read the content, pass has_body=False."""
+        return cls(scope["method"], "HTTP/" + scope["http_version"], scope["headers"], has_body=has_body)
+
+    def _without(self, *fields: str) -> Request:
+        """The same, as if it had not these fields."""
+        made = Request.__new__(Request)
+        made._c = ffi.new(_REQUEST[0], self._c[0])
+        for name in fields:
+            value = getattr(made._c, name)
+            value.ptr, value.len = _NULL, 0
+        made._keep = [self]
+        made._head_length = self._head_length
+        return made
+
+    def _unranged(self) -> Request:
+        """The same, but for all of the content."""
+        return self._without("range", "if_range")
+
+    def _full(self) -> Request:
+        """The same, without any condition."""
+        return self._without("range", "if_range", *_PRECONDITIONS)
+
+    def _is_conditional(self) -> bool:
+        """Whether the answer may be a 304 or a 412."""
+        return any(getattr(self._c, name).ptr != _NULL for name in _PRECONDITIONS)
 
     def __repr__(self) -> str:
         return f"<sendgate.Request {self.method} HTTP/{self.version / 10}>"

@@ -19,7 +19,7 @@ from sendgate._native import ffi, lib
 from ._answer import with_own
 from ._core import _EXCHANGE, _REP, _REQUEST, _RESULT, _SINK, _headers, _new, _set_str
 from ._sender import Sender, _Submitted
-from ._site import _REMEMBERED, Known, Site, acceptable
+from ._site import _REMEMBERED, Known, Mount, acceptable
 from ._types import Connection
 
 if TYPE_CHECKING:
@@ -59,24 +59,21 @@ class _Prepared:
 
 
 class FastPath:
-    """One folder's, for one thread.
-
-    prefix: the path that stands for the folder, with a slash at both ends. fields: the server's own. idle_ms, copy: as
-    in the sink and the representation.
+    """One folder's, for one thread. fields: the server's own. idle_ms, copy: as in the sink and the
+    representation.
     """
 
     def __init__(
         self,
-        site: Site,
-        prefix: str,
+        mount: Mount,
         sender: Sender,
         *,
         fields: tuple[tuple[str, str], ...] = (),
         idle_ms: int = 60000,
         copy: bool = False,
     ) -> None:
-        self._site = site
-        self._prefix = prefix.encode("latin-1")
+        self._site = site = mount.site
+        self._prefix = mount.prefix
         self._sender = sender
         self._fields = fields
         self._open_flags = lib.SENDGATE_OPEN_OUTSIDE if site._outside else 0

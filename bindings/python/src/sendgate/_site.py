@@ -1,5 +1,5 @@
 """A folder as a web site: paths, media types, fields, precompressed files. What ``python -m sendgate`` and the
-``Files`` of WSGI share; nothing here knows how requests arrive or answers leave.
+applications called ``Files`` share; nothing here knows how requests arrive or answers leave.
 
 Text files get ``charset=utf-8``, as nearly all are; HTML and XML don't, because they can say so themselves and the
 field would overrule them. Compressed files (.gz) are files of that type, not a coding of another, when they are asked
@@ -22,12 +22,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 from urllib.parse import quote, quote_from_bytes, unquote_to_bytes, urlsplit
 
-from ._answer import reason
-from ._core import File, open_beneath
+from ._answer import Answer, reason
+from ._core import File, Request, open_beneath
 from ._errors import NotRegularError
 
 if TYPE_CHECKING:
     from typing_extensions import TypeAlias
+
+    from ._types import ExchangeArguments
 
     #: (name, value) pairs, or a function that makes them from a path beneath the root.
     Extra: TypeAlias = "Iterable[tuple[str, str]] | Callable[[str], Iterable[tuple[str, str]]]"
@@ -203,6 +205,18 @@ class Found:
         """Close the file."""
         if isinstance(self.file, File):
             self.file.close()
+
+    def answer(self, request: Callable[[], Request]) -> Answer:
+        """The answer to a request; an exception closes the file."""
+        arguments: ExchangeArguments = {"content_type": self.content_type, "headers": self.fields}
+        if self.status != 200:
+            # A page about an error has no validators of its own.
+            arguments["status"], arguments["etag"], arguments["last_modified"] = self.status, False, False
+        try:
+            return Answer(request(), self.file, self.close, **arguments)
+        except BaseException:
+            self.close()
+            raise
 
 
 class SiteArguments(TypedDict, total=False):
@@ -388,3 +402,41 @@ class Site:
 def _well_known(path: bytes) -> bool:
     """RFC 8615."""
     return path.startswith(b".well-known/") and b"/." not in path
+
+
+class Mount:
+    """A site at a prefix of an application's paths: what the applications called ``Files`` share."""
+
+    def __init__(self, root: str | os.PathLike[str], prefix: str, site: SiteArguments) -> None:
+        self.site = Site(root, **site)
+        name = os.fsencode(prefix.strip("/"))
+        #: With a slash at both ends.
+        self.prefix = b"/" + name + b"/" if name else b"/"
+
+    def find(
+        self, method: str, path: bytes, base: bytes, query: str, accept_encoding: str | None, *, alone: bool
+    ) -> Found | None:
+        """What answers a request; None: another application does.
+
+        path: decoded, beneath base, which is where the application itself is. alone: there is no other application,
+        so that this is never None.
+        """
+        found = None
+        is_root = path + b"/" == self.prefix
+        if is_root or path.startswith(self.prefix):
+            if method not in ("GET", "HEAD"):
+                return self.site.error(405, (("Allow", "GET, HEAD"),)) if alone else None
+            if is_root and (path or base):
+                # The folder's own URL without its slash: a link in its index would lead elsewhere.
+                found = self._redirect(base, b"", query) if self.site.has_index(b"") else None
+            else:
+                try:
+                    found = self.site.find(path[len(self.prefix) :], accept_encoding)
+                except IsADirectoryError as error:
+                    found = self._redirect(base, os.fsencode(error.filename), query)
+        return self.site.error(404) if found is None and alone else found
+
+    def _redirect(self, base: bytes, relative: bytes, query: str) -> Found:
+        """To a directory's own URL: with the slash, and the query."""
+        path = (base + self.prefix + relative).strip(b"/")
+        return self.site.redirect(redirect_target("/", path, "?" + query if query else ""))

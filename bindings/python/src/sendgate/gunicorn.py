@@ -520,9 +520,7 @@ class ThreadWorker(_Worker, _ThreadWorker):  # type: ignore[misc]
             re.IGNORECASE,
         )
         fields = (("Server", gunicorn.SERVER),)
-        return FastPath(
-            files._site, files._prefix, self._sender, fields=fields, idle_ms=self._timeout, copy=not cfg.sendfile
-        )
+        return FastPath(files._mount, self._sender, fields=fields, idle_ms=self._timeout, copy=not cfg.sendfile)
 
     def on_client_socket_readable(self, conn: Any, client: Any) -> None:
         """A client goes on with a connection that was kept."""

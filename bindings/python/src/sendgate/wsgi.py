@@ -13,21 +13,30 @@ from __future__ import annotations
 import codecs
 import io
 import os
-import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_from_bytes
 
-from ._answer import Answer, Begun, as_given, conditional, without_content
+from ._answer import (
+    Answer,
+    Begun,
+    as_given,
+    conditional,
+    content_length,
+    has_validator,
+    is_sound,
+    names,
+    without_content,
+)
 from ._core import File, Request
 from ._receive import read_into, receive_file
-from ._site import Site, redirect_target
+from ._site import Mount
 
 if TYPE_CHECKING:
     from typing_extensions import TypeAlias, Unpack
 
-    from ._site import Found, SiteArguments
+    from ._site import SiteArguments
     from ._types import ExchangeArguments, FileArg
 
     Environ: TypeAlias = dict[str, Any]
@@ -44,19 +53,8 @@ _ASKS_FOR_LESS = (
     "HTTP_IF_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH", "HTTP_IF_RANGE", "HTTP_IF_UNMODIFIED_SINCE",
     "HTTP_RANGE",
 )  # fmt: skip
-_VALIDATORS = frozenset(("etag", "last-modified"))
 #: By these an application tells a front server to send a file.
 _HANDS_OVER = frozenset(("x-accel-redirect", "x-lighttpd-send-file", "x-sendfile"))
-#: What the library refuses a second line of.
-_ONCE = frozenset(
-    (
-        "accept-ranges", "age", "content-disposition", "content-length", "content-location", "content-md5",
-        "content-range", "content-type", "date", "etag", "expires", "last-modified", "location", "retry-after",
-        "server",
-    )
-)  # fmt: skip
-#: RFC 9110 8.8.3.
-_ETAG = re.compile(r'[ \t]*(W/)?"[!#-~\x80-\xff]*"[ \t]*')
 
 #: Bytes that are read at once, where an application doesn't say.
 BLOCK_SIZE = 65536
@@ -295,33 +293,38 @@ class Gateway:
         if self._given is None:
             return result if type(result) is Answer else None
         status, headers = self._given
-        if not _is_sound(headers):
+        if not is_sound(headers):
             return None
         if type(result) is Answer:
             # A middleware has seen the head, and may have changed it.
             span = result.span()
-            return None if span is None else as_given(self.environ, status, headers, result.file, *span, result.close)
+            if span is None:
+                return None
+            return as_given(self._request(), int(status[:3]), headers, result.file, *span, result.close)
         announced = content_length(headers)
         arguments = self._arguments(status, headers)
         wrapper = _wrapper(result) or (None if arguments is None else _one_item(result, headers))
         content = None if wrapper is None else wrapper.content()
         if wrapper is None or content is None:
-            if arguments is None or _VALIDATORS.isdisjoint(_names(headers)):
+            if arguments is None:
                 return None
-            return without_content(self.environ, headers, getattr(result, "close", None), arguments)
+            return without_content(self._request(), headers, getattr(result, "close", None), arguments)
         file, offset, length = content
         if announced is not None and announced > length:
             self.report(f"Content-Length is {announced}, but there are {length} bytes")
         elif announced is not None:
             length = announced
         if arguments is None:
-            return as_given(self.environ, status, headers, file, offset, length, wrapper.close)
-        return conditional(self.environ, headers, file, offset, length, wrapper.close, arguments)
+            return as_given(self._request(), int(status[:3]), headers, file, offset, length, wrapper.close)
+        return conditional(self._request(), headers, file, offset, length, wrapper.close, arguments)
+
+    def _request(self) -> Request:
+        return Request.from_environ(self.environ, has_body=False)
 
     def _arguments(self, status: str, headers: list[tuple[str, str]]) -> ExchangeArguments | None:
         """With what arguments conditions and ranges are to be evaluated, if they are."""
         # What another method has done can't be undone, and a front server evaluates them itself.
-        if status[:3] == "200" and self.environ["REQUEST_METHOD"] in _SAFE and _HANDS_OVER.isdisjoint(_names(headers)):
+        if status[:3] == "200" and self.environ["REQUEST_METHOD"] in _SAFE and _HANDS_OVER.isdisjoint(names(headers)):
             return self._conditional
         return None
 
@@ -335,9 +338,9 @@ class Gateway:
 
     def _allowed(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """The fields without those that are refused."""
-        if self.refused.isdisjoint(_names(headers)):
+        if self.refused.isdisjoint(names(headers)):
             return headers
-        self.report("the application may not send " + ", ".join(sorted(self.refused & _names(headers))))
+        self.report("the application may not send " + ", ".join(sorted(self.refused & names(headers))))
         return [(name, value) for name, value in headers if name.lower() not in self.refused]
 
     def report(self, message: str) -> None:
@@ -359,29 +362,7 @@ def _one_item(result: Any, headers: list[tuple[str, str]]) -> FileWrapper | None
         return None
     # The body that belongs to a HEAD may not be there.
     whole = content_length(headers) in (None, len(result[0]))
-    return FileWrapper(result[0]) if whole and not _VALIDATORS.isdisjoint(_names(headers)) else None
-
-
-def _names(headers: list[tuple[str, str]]) -> set[str]:
-    return {name.lower() for name, _ in headers}
-
-
-def _is_sound(headers: list[tuple[str, str]]) -> bool:
-    """Whether the library takes these fields. If not, the server gets them as they are, and judges them itself."""
-    names = [name.lower() for name, _ in headers]
-    if len(set(names)) < len(names) and any(name in _ONCE and names.count(name) > 1 for name in names):
-        return False
-    return all(_ETAG.fullmatch(value) is not None for name, value in headers if name.lower() == "etag")
-
-
-def content_length(headers: list[tuple[str, str]]) -> int | None:
-    """What the application has announced. ValueError if that is no number."""
-    for name, value in headers:
-        if name.lower() == "content-length":
-            if not (value.isascii() and value.isdigit()):
-                raise ValueError(f"Content-Length is {value!r}")
-            return int(value)
-    return None
+    return FileWrapper(result[0]) if whole and has_validator(headers) else None
 
 
 # ---- What answers ----
@@ -446,15 +427,15 @@ class FrontServer:
         name = self.name(fd) if fd >= 0 else None
         if name is None:
             return False
-        request = Request.from_environ(environ, has_body=False, conditions=False)
-        whole = Answer(request, answer.file, **answer.arguments)
+        request = Request.from_environ(environ, has_body=False)
+        whole = Answer(request._full(), answer.file, **answer.arguments)
         try:
             status, fields = whole.begin()
             if whole.span() != (0, os.fstat(fd).st_size):
                 return False  # the front server would send all of the file
         finally:
             whole.close()
-        if "content-encoding" in _names(fields):
+        if "content-encoding" in names(fields):
             return False  # nginx and mod_xsendfile drop that
         # Apache doesn't say Accept-Ranges by itself.
         dropped = ("Accept-Ranges", "Content-Length") if self._is_url else ("Content-Length",)
@@ -564,59 +545,30 @@ class Files:
         front: FrontServer | None = None,
         **site: Unpack[SiteArguments],
     ) -> None:
-        self._site = Site(root, **site)
-        # As PATH_INFO has it: bytes as latin-1.
-        name = os.fsencode(prefix.strip("/")).decode("latin-1")
-        self._prefix = f"/{name}/" if name else "/"
+        self._mount = Mount(root, prefix, site)
         self._application = application
         self._front = front
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """The application, as PEP 3333 has it."""
-        found = self._find(environ)
+        found = self._mount.find(
+            environ["REQUEST_METHOD"],
+            # As PATH_INFO has it: bytes as latin-1.
+            environ.get("PATH_INFO", "").encode("latin-1"),
+            environ.get("SCRIPT_NAME", "").encode("latin-1"),
+            environ.get("QUERY_STRING", ""),
+            environ.get("HTTP_ACCEPT_ENCODING"),
+            alone=self._application is None,
+        )
         if found is None:
-            if self._application is not None:
-                return self._application(environ, start_response)
-            found = self._site.error(404)
-        try:
-            request = Request.from_environ(environ, has_body=False)
-        except BaseException:
-            found.close()
-            raise
-        arguments: ExchangeArguments = {"content_type": found.content_type, "headers": found.fields}
-        if found.status != 200:
-            # A page about an error has no validators of its own.
-            arguments["status"], arguments["etag"], arguments["last_modified"] = found.status, False, False
-        answer = Answer(request, found.file, found.close, **arguments)
+            assert self._application is not None
+            return self._application(environ, start_response)
+        answer = found.answer(lambda: Request.from_environ(environ, has_body=False))
         return send(answer, environ, start_response, environ.get("wsgi.file_wrapper"), _front(environ, self._front))
-
-    def _find(self, environ: Environ) -> Found | None:
-        """What answers; None: nothing here does."""
-        path: str = environ.get("PATH_INFO", "")
-        is_root = path + "/" == self._prefix
-        if not is_root and not path.startswith(self._prefix):
-            return None
-        if environ["REQUEST_METHOD"] not in _SAFE:
-            return None if self._application is not None else self._site.error(405, (("Allow", "GET, HEAD"),))
-        relative = path[len(self._prefix) :].encode("latin-1")
-        if is_root and (path or environ.get("SCRIPT_NAME")):
-            # The folder's own URL without its slash: a link in its index would lead elsewhere.
-            return self._redirect(environ, b"") if self._site.has_index(b"") else None
-        try:
-            return self._site.find(relative, environ.get("HTTP_ACCEPT_ENCODING"))
-        except IsADirectoryError as error:
-            return self._redirect(environ, os.fsencode(error.filename))
-
-    def _redirect(self, environ: Environ, relative: bytes) -> Found:
-        """To a directory's own URL: with the slash, and the query."""
-        base = (environ.get("SCRIPT_NAME", "") + self._prefix).encode("latin-1")
-        query = environ.get("QUERY_STRING", "")
-        location = redirect_target("/", (base + relative).strip(b"/"), "?" + query if query else "")
-        return self._site.redirect(location)
 
     def close(self) -> None:
         """Close the folder. Requests fail afterwards."""
-        self._site.close()
+        self._mount.site.close()
 
 
 def _front(environ: Environ, front: FrontServer | None) -> FrontServer | None:
