@@ -109,6 +109,13 @@ class Answer:
         exchange.c.head = HeadForm.NONE
         return reason(decision.status), list(decision.fields)
 
+    def take(self) -> _Exchange:
+        """The content that ``begin`` has described, for the library. Whoever takes it closes it."""
+        exchange, self._exchange = self._exchange, None
+        if exchange is None:
+            raise RuntimeError("begin() decides what is sent")
+        return exchange
+
     def span(self) -> tuple[int, int] | None:
         """Offset within the file, and number of bytes, of the content that ``begin`` has described, sent or not (HEAD).
         None: more than one span.

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sendgate._native import lib
 
-from ._core import _TLS_RECORD, Request, Transfer, _error, _int, _milliseconds
+from ._core import _TLS_RECORD, Request, Transfer, _error, _Exchange, _int, _milliseconds, _Sink
 from ._errors import SendgateError
 from ._sender import Sender
 from ._types import Completion, Connection, FileArg, Result, Socket
@@ -85,21 +85,26 @@ async def respond(
     was sent.
     """
     pace = _Pace(timeout, total_timeout, min_rate)
+    return await _respond(sock, lambda: _Exchange(request, file, **arguments), pace, sender)
+
+
+async def _respond(sock: Target, make: Callable[[], _Exchange], pace: _Pace, sender: Sender | None = None) -> Result:
+    """``respond``, with what make returns. It is called once, when it is its turn, and what it returns is closed."""
     transport: Any = getattr(sock, "transport", sock)
     if not hasattr(transport, "get_extra_info"):
         if isinstance(sock, ssl.SSLSocket):
             with _TlsSocket(sock, pace) as tls:
-                return await _copy(tls.write, request, file, arguments)
-        return await _submit(sender, sock, request, file, pace, arguments)
+                return await _copy(tls.write, make)
+        return await _submit(sender, sock, make, pace)
     if not hasattr(transport, "write") or hasattr(transport, "sendto"):
         raise TypeError(f"a transport with a stream to write to is needed, not {type(transport).__name__}")
     try:
         connection = _Transport(transport, pace)
         # What is written past a transport that encrypts goes out in the clear.
         if connection.sock is None or connection.encrypts:
-            return await _copy(connection.write, request, file, arguments)
+            return await _copy(connection.write, make)
         await connection.drain()
-        result = await _submit(sender, connection, request, file, pace, arguments)
+        result = await _submit(sender, connection, make, pace)
     except _Cut as cut:
         raise cut.error(_NOTHING) from cut.__cause__
     return result._replace(connection=Connection.CLOSE) if connection.is_closing() else result
@@ -148,6 +153,12 @@ class _Pending:
         self.completion: Completion | None = None
         self.waiter: asyncio.Future[None] | None = None
 
+    def ended(self, completion: Completion) -> None:
+        """The loop's thread has taken it."""
+        self.completion = completion
+        if self.waiter is not None:
+            _set(self.waiter)
+
 
 class _Hub:
     """What a loop knows of a sender. It refers to neither, so that both go when nobody else needs them."""
@@ -191,22 +202,24 @@ class _Hub:
             pending = completion.token
             # Another hub's tasks were destroyed with their loop.
             if isinstance(pending, _Pending) and pending.hub is self:
-                pending.completion = completion
                 self.in_flight -= 1
-                if pending.waiter is not None:
-                    _set(pending.waiter)
+                pending.ended(completion)
         loop = self.loop()
         if self.in_flight == 0 and loop is not None:
             loop.remove_reader(sender.fileno())
+
+    def watch(self, loop: asyncio.AbstractEventLoop, sender: Sender) -> None:
+        """One more is in flight."""
+        self.in_flight += 1
+        if self.in_flight == 1:
+            loop.add_reader(sender.fileno(), self.take, sender)
 
     async def ended(self, sender: Sender, pending: _Pending, id: int) -> Completion:
         """Wait until a response has ended; when the task is cancelled, until it has ended because of that."""
         loop = asyncio.get_running_loop()
         cancelled = None
-        self.in_flight += 1
         try:
-            if self.in_flight == 1:
-                loop.add_reader(sender.fileno(), self.take, sender)
+            self.watch(loop, sender)
             while pending.completion is None:
                 pending.waiter = loop.create_future()
                 try:
@@ -240,37 +253,31 @@ def _hub(loop: asyncio.AbstractEventLoop, sender: Sender) -> _Hub:
     return hub
 
 
-async def _submit(
-    sender: Sender | None,
-    sock: Any,
-    request: Request | None,
-    file: FileArg,
-    pace: _Pace,
-    arguments: ExchangeArguments,
-) -> Result:
-    """The answer on a socket: now, if it takes no waiting, or in the background."""
+def _own_sender(loop: asyncio.AbstractEventLoop) -> Sender:
+    """The loop's own sender."""
+    sender = _own.get(loop)
+    if sender is None:
+        sender = _own[loop] = Sender(max_in_flight=_MAX_IN_FLIGHT)
+    return sender
+
+
+async def _submit(sender: Sender | None, sock: Any, make: Callable[[], _Exchange], pace: _Pace) -> Result:
+    """The answer on a socket: now, if it takes no waiting, or in the background. make: is called when it is its turn;
+    what it returns is closed.
+    """
     loop = asyncio.get_running_loop()
     if sender is None:
-        sender = _own.get(loop)
-        if sender is None:
-            sender = _own[loop] = Sender(max_in_flight=_MAX_IN_FLIGHT)
+        sender = _own_sender(loop)
     hub = _hub(loop, sender)
     async with hub:
         pending = _Pending(hub)
-        given = sender.submit(
-            sock.open_socket() if isinstance(sock, _Transport) else sock,
-            request,
-            file,
-            timeout=pace.idle,
-            total_timeout=pace.rest(),
-            min_rate=pace.min_rate,
-            token=pending,
-            try_now=True,
-            **arguments,
-        )
-        if isinstance(given, Result):
-            return given
-        completion = await hub.ended(sender, pending, given)
+        limits = _milliseconds(pace.idle, "timeout"), _milliseconds(pace.rest(), "total_timeout"), pace.min_rate
+        target = sock.open_socket() if isinstance(sock, _Transport) else sock
+        sink = sender._sink(_Sink(target, *limits), try_now=True)
+        id, result = sender._submit(make(), sink, pending)
+        if id == 0:
+            return result
+        completion = await hub.ended(sender, pending, id)
     if completion.error is not None:
         raise completion.error
     return completion.result
@@ -514,15 +521,10 @@ def _set(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-async def _copy(
-    write: Callable[[memoryview], Awaitable[None]],
-    request: Request | None,
-    file: FileArg,
-    arguments: ExchangeArguments,
-) -> Result:
+async def _copy(write: Callable[[memoryview], Awaitable[None]], make: Callable[[], _Exchange]) -> Result:
     """The answer in pieces, for a connection that only Python can write to."""
     with Transfer() as transfer:
-        transfer.start(None, request, file, **arguments)
+        transfer._begin(None, make())
         while True:
             # A new one each time: whoever it is given to may keep it.
             buffer = bytearray(_CHUNK)
