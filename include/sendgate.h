@@ -172,6 +172,12 @@ extern "C" {
 #define SENDGATE_HEAD_NONE 2
 
 /**
+ * head_text in the head's place: for a caller that makes its heads itself, and has them sent with
+ * the body.
+ */
+#define SENDGATE_HEAD_GIVEN 3
+
+/**
  * Announce Connection: close.
  */
 #define SENDGATE_HEAD_CLOSE 1
@@ -437,7 +443,7 @@ typedef struct sendgate_exchange {
      */
     uint64_t seed;
     /**
-     * SENDGATE_HEAD_HTTP1, _CGI or _NONE.
+     * SENDGATE_HEAD_HTTP1, _CGI, _NONE or _GIVEN.
      */
     uint32_t head;
     /**
@@ -454,6 +460,13 @@ typedef struct sendgate_exchange {
      * evaluated. 204, 205 and 304 have no body.
      */
     uint32_t http_status;
+    /**
+     * With SENDGATE_HEAD_GIVEN: sent as it is where the head would be, and not looked at. Required
+     * (it may be empty), and of any length. sendgate_transfer_start and sendgate_sender_submit copy
+     * it. Which bytes follow it is decided as ever, from request, rep, headers and http_status: it
+     * has to say the same. With another head it must be absent.
+     */
+    struct sendgate_str head_text;
 } sendgate_exchange;
 
 /**
@@ -984,7 +997,8 @@ sendgate_status sendgate_decide(const struct sendgate_exchange *ex,
 
 /**
  * The head as bytes, ending in an empty line. Not NUL-terminated. SENDGATE_ERR_NO_SPACE: *len is
- * what is needed. SENDGATE_HEAD_NONE is SENDGATE_ERR_INVALID.
+ * what is needed. With SENDGATE_HEAD_GIVEN it is head_text. SENDGATE_HEAD_NONE is
+ * SENDGATE_ERR_INVALID.
  */
 sendgate_status sendgate_head_bytes(const struct sendgate_exchange *ex,
                                     char *buf,

@@ -16,7 +16,7 @@ pub(crate) struct Answer<'a, H> {
     pub(crate) headers: H,
     pub(crate) now: i64,
     pub(crate) seed: u64,
-    pub(crate) form: HeadForm,
+    pub(crate) form: HeadForm<'a>,
     pub(crate) close: bool,
     pub(crate) max_ranges: usize,
     pub(crate) status: u16,

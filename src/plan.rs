@@ -64,7 +64,7 @@ impl<const N: usize> Plan<N> {
         ex: &Exchange<'_>,
         decision: &Decision<'_>,
         spans: &[Span],
-        form: HeadForm,
+        form: HeadForm<'_>,
     ) -> Result<(), OutOfMemory> {
         let has_body = decision.body_length > 0;
         let multipart = spans.len() > 1 && has_body;
@@ -220,7 +220,9 @@ mod tests {
     use super::*;
     use crate::http::{Header, MAX_RANGES, Representation, Request, Spans, decide};
 
-    fn plan(range: &[u8], length: u64, headers: &[Header<'_>; 1]) -> (Plan, Vec<u8>) {
+    const SHORT: [Header<'_>; 1] = [Header { name: b"X", value: b"y", rule: crate::http::Rule::Append, frozen: false }];
+
+    fn plan(range: &[u8], length: u64, headers: &[Header<'_>; 1], form: HeadForm<'_>) -> (Plan, Vec<u8>) {
         let request = Request { method: b"GET", range: Some(range), ..Request::default() };
         let representation = Representation { length, content_type: Some(b"text/plain"), ..Representation::default() };
         let ex = Exchange {
@@ -237,10 +239,10 @@ mod tests {
         let mut spans = Spans::new();
         let decision = decide(&ex, &mut spans).unwrap();
         let mut plan: Plan = Plan::new();
-        plan.lay_out(&ex, &decision, &spans, HeadForm::Http1).unwrap();
+        plan.lay_out(&ex, &decision, &spans, form).unwrap();
         let mut text = vec![0; 20_000];
         let mut out = Buffer::new(&mut text);
-        http::write_head(&ex, &decision, &spans, HeadForm::Http1, &mut out);
+        http::write_head(&ex, &decision, &spans, form, &mut out);
         let mut whole = out.written().to_vec();
         if decision.n_ranges < 2 {
             let length = decision.body_length;
@@ -275,14 +277,19 @@ mod tests {
 
     #[test]
     fn the_cursor_can_stop_anywhere() {
-        let short = [Header { name: b"X", value: b"y", rule: crate::http::Rule::Append, frozen: false }];
         let value = [b'v'; 700];
-        let long = [Header { value: &value, ..short[0] }];
-        for headers in [&short, &long] {
+        let long = [Header { value: &value, ..SHORT[0] }];
+        for (headers, form) in [
+            (&SHORT, HeadForm::Http1),
+            (&long, HeadForm::Http1),
+            (&SHORT, HeadForm::None),
+            (&SHORT, HeadForm::Given(b"HTTP/1.1 200 OK\r\n\r\n")),
+            (&SHORT, HeadForm::Given(&value)),
+        ] {
             for range in [&b""[..], b"bytes=5-9", b"bytes=0-9,20-29,15-15", b"bytes=1000-"] {
-                let (_, whole) = plan(range, 60, headers);
+                let (_, whole) = plan(range, 60, headers, form);
                 for stop in 0..=whole.len() {
-                    let (mut plan, _) = plan(range, 60, headers);
+                    let (mut plan, _) = plan(range, 60, headers, form);
                     assert_eq!(plan.left(), whole.len() as u64);
                     plan.advance(stop as u64);
                     assert_eq!(rest(&plan), &whole[stop..], "{stop}");
@@ -294,6 +301,20 @@ mod tests {
                     assert_eq!((plan.left(), rest(&plan)), (0, Vec::new()));
                     assert_eq!(plan.current(), (&b""[..], plan.current().1, true));
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn given_bytes_stand_in_the_place_of_the_head() {
+        for length in [0, 1, INLINE_TEXT - 1, INLINE_TEXT, INLINE_TEXT + 1, 19_000] {
+            let text = vec![b'g'; length];
+            for range in [&b""[..], b"bytes=5-9", b"bytes=0-9,20-29,15-15", b"bytes=1000-"] {
+                let (_, body) = plan(range, 60, &SHORT, HeadForm::None);
+                let (mut plan, _) = plan(range, 60, &SHORT, HeadForm::Given(&text));
+                assert_eq!(rest(&plan), [&text[..], &body].concat());
+                plan.advance(u64::MAX);
+                assert_eq!((plan.head_sent(), plan.body_sent()), (length as u64, body.len() as u64));
             }
         }
     }

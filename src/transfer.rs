@@ -107,7 +107,7 @@ impl<const N: usize> Transfer<N> {
     pub(crate) fn start(
         &mut self,
         ex: &Exchange<'_>,
-        form: HeadForm,
+        form: HeadForm<'_>,
         copy: bool,
         stamp: Option<Stamp>,
     ) -> Result<(), Refusal> {
@@ -429,6 +429,8 @@ mod tests {
         range: Option<&'static [u8]>,
         if_none_match: Option<&'static [u8]>,
         long_head: bool,
+        /// A head of the caller's, of that length.
+        given: Option<usize>,
         copy: bool,
         memory: bool,
     }
@@ -440,6 +442,7 @@ mod tests {
             range: None,
             if_none_match: None,
             long_head: false,
+            given: None,
             copy: false,
             memory: false,
         };
@@ -450,6 +453,9 @@ mod tests {
             Answer { if_none_match: Some(b"\"t\""), ..base.clone() },
             Answer { range: Some(b"bytes=5000-"), ..base.clone() },
             Answer { long_head: true, ..base.clone() },
+            Answer { given: Some(300), ..base.clone() },
+            Answer { given: Some(SCRATCH + 1), ..base.clone() },
+            Answer { given: Some(300), method: b"HEAD", ..base.clone() },
         ];
         for (copy, memory) in [(false, false), (true, false), (false, true)] {
             let base = Answer { copy, memory, ..base.clone() };
@@ -459,6 +465,8 @@ mod tests {
                 Answer { length: SMALL as usize + 1, ..base.clone() },
                 large.clone(),
                 Answer { long_head: true, ..large.clone() },
+                Answer { given: Some(SCRATCH + 1), ..large.clone() },
+                Answer { given: Some(0), ..large.clone() },
                 Answer { range: Some(b"bytes=1-1"), ..large.clone() },
                 Answer { range: Some(b"bytes=70000-99998"), ..large.clone() },
                 Answer { range: Some(b"bytes=0-9,500-999,-1"), ..large.clone() },
@@ -496,7 +504,9 @@ mod tests {
             max_ranges: MAX_RANGES,
         };
         let mut transfer = Transfer::new();
-        transfer.start(&ex, HeadForm::Http1, answer.copy, check.then(|| stamp_of(&file))).unwrap();
+        let given = answer.given.map(|length| vec![b'g'; length]);
+        let form = given.as_deref().map_or(HeadForm::Http1, HeadForm::Given);
+        transfer.start(&ex, form, answer.copy, check.then(|| stamp_of(&file))).unwrap();
         let mut whole = Vec::new();
         for (text, span) in transfer.plan.pieces() {
             whole.extend(text);
@@ -553,11 +563,17 @@ mod tests {
             &[Send],
             &[Send],
             &[Read, Send],
-            // File: up to SMALL, above it, 100 KB, with a long head, one byte, much, three small parts, large parts.
+            // A head of the caller's: short, longer than what it is put together in, alone.
+            &[Read, Send],
+            &[Send, Read, Send],
+            &[Send],
+            // File: up to SMALL, above it, 100 KB, with a long head, with a longer one, without one, one byte, much, three small parts, large parts.
             &[Read, Send],
             &[Send, SendFile],
             &[Send, SendFile],
             &[Send, SendFile],
+            &[Send, SendFile],
+            &[SendFile],
             &[Read, Send],
             &[Send, SendFile],
             &[Read, Read, Read, Send],

@@ -99,6 +99,9 @@ fn exchanges(length: usize, mut check: impl FnMut(&str, &sendgate_exchange)) {
         ex.headers = headers.as_ptr();
         ex.n_headers = headers.len();
         check(method, &ex);
+        ex.head = SENDGATE_HEAD_GIVEN;
+        ex.head_text = text("HTTP/1.1 299 Mine\r\n\r\n");
+        check("with a head of the caller's", &ex);
     }
 }
 

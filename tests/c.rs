@@ -101,7 +101,7 @@ fn compiler() -> String {
 fn link_flags(program: &str) -> &'static [&'static str] {
     match program {
         // It takes the place of libc functions, for the shared library too.
-        "sender_disk" | "sender_faults" | "receive_faults" => &["-rdynamic", "-ldl"],
+        "given_head" | "sender_disk" | "sender_faults" | "receive_faults" => &["-rdynamic", "-ldl"],
         "tls" => &["-lssl", "-lcrypto"],
         _ => &[],
     }
@@ -203,7 +203,7 @@ macro_rules! programs {
 }
 
 programs! {
-    header respond transfer split structs head simple open tls receive receive_faults
+    header respond transfer split structs head given_head simple open tls receive receive_faults
     sender_disk sender sender_host sender_peers sender_threads sender_faults sender_many
 }
 

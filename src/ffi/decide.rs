@@ -273,7 +273,8 @@ pub unsafe extern "C" fn sendgate_decide(
 }
 
 /// The head as bytes, ending in an empty line. Not NUL-terminated. SENDGATE_ERR_NO_SPACE: *len is
-/// what is needed. SENDGATE_HEAD_NONE is SENDGATE_ERR_INVALID.
+/// what is needed. With SENDGATE_HEAD_GIVEN it is head_text. SENDGATE_HEAD_NONE is
+/// SENDGATE_ERR_INVALID.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_head_bytes(
     ex: *const sendgate_exchange,

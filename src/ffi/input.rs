@@ -36,6 +36,8 @@ impl<'a> Input<'a> {
         }
         // SAFETY: the same promise.
         let (representation, body) = unsafe { read_rep(&rep) }?;
+        // SAFETY: the same promise.
+        let head_text = unsafe { bytes(ex.head_text) }?;
         Ok(Self {
             request,
             representation,
@@ -43,10 +45,12 @@ impl<'a> Input<'a> {
             headers,
             now: if ex.now == 0 { clock() } else { ex.now },
             seed: seed(ex.seed, &request),
-            form: match ex.head {
-                SENDGATE_HEAD_HTTP1 => HeadForm::Http1,
-                SENDGATE_HEAD_CGI => HeadForm::Cgi,
-                SENDGATE_HEAD_NONE => HeadForm::None,
+            form: match (ex.head, head_text) {
+                (SENDGATE_HEAD_HTTP1, None) => HeadForm::Http1,
+                (SENDGATE_HEAD_CGI, None) => HeadForm::Cgi,
+                (SENDGATE_HEAD_NONE, None) => HeadForm::None,
+                // Not without any: a struct that is too old to have it would send content without a head.
+                (SENDGATE_HEAD_GIVEN, Some(text)) => HeadForm::Given(text),
                 _ => return Err(Error::INVALID),
             },
             close: ex.head_flags & SENDGATE_HEAD_CLOSE != 0,

@@ -35,7 +35,8 @@ c_struct! {
     sendgate_request: method version flags connection if_match if_none_match if_modified_since
         if_unmodified_since if_range range target;
     sendgate_rep: length memory mtime etag content_type;
-    sendgate_exchange: rep headers n_headers now seed head head_flags max_ranges http_status;
+    sendgate_exchange: rep headers n_headers now seed head head_flags max_ranges http_status
+        head_text;
     sendgate_decision: keep_alive content_length body_length n_ranges;
     sendgate_sink: flags idle_timeout_ms total_timeout_ms min_rate;
     sendgate_result: connection head_sent body_sent body_length;

@@ -186,6 +186,9 @@ pub const SENDGATE_HEAD_HTTP1: u32 = 0;
 pub const SENDGATE_HEAD_CGI: u32 = 1;
 /// Body only: the caller sends the head itself.
 pub const SENDGATE_HEAD_NONE: u32 = 2;
+/// head_text in the head's place: for a caller that makes its heads itself, and has them sent with
+/// the body.
+pub const SENDGATE_HEAD_GIVEN: u32 = 3;
 /// Announce Connection: close.
 pub const SENDGATE_HEAD_CLOSE: u32 = 0x1;
 
@@ -208,7 +211,7 @@ pub struct sendgate_exchange {
     /// Of multipart boundaries; 0 is random. Set now and seed if one call makes the head and
     /// another the body.
     pub seed: u64,
-    /// SENDGATE_HEAD_HTTP1, _CGI or _NONE.
+    /// SENDGATE_HEAD_HTTP1, _CGI, _NONE or _GIVEN.
     pub head: u32,
     /// SENDGATE_HEAD_CLOSE.
     pub head_flags: u32,
@@ -218,6 +221,11 @@ pub struct sendgate_exchange {
     /// Your own status, 200 to 999; 0 is 200. With any but 200 neither conditions nor ranges are
     /// evaluated. 204, 205 and 304 have no body.
     pub http_status: u32,
+    /// With SENDGATE_HEAD_GIVEN: sent as it is where the head would be, and not looked at. Required
+    /// (it may be empty), and of any length. sendgate_transfer_start and sendgate_sender_submit copy
+    /// it. Which bytes follow it is decided as ever, from request, rep, headers and http_status: it
+    /// has to say the same. With another head it must be absent.
+    pub head_text: sendgate_str,
 }
 
 /// What the answer will be.
@@ -460,7 +468,7 @@ mod layout {
     const _: () = assert!(size_of::<sendgate_header>() == 40);
     const _: () = assert!(size_of::<sendgate_request>() == 160);
     const _: () = assert!(size_of::<sendgate_rep>() == 88);
-    const _: () = assert!(size_of::<sendgate_exchange>() == 72);
+    const _: () = assert!(size_of::<sendgate_exchange>() == 88);
     const _: () = assert!(size_of::<sendgate_decision>() == 40);
     const _: () = assert!(size_of::<sendgate_sink>() == 48);
     const _: () = assert!(size_of::<sendgate_result>() == 48);

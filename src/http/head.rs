@@ -12,13 +12,15 @@ use super::{Buffer, Exchange, Method, Rule, date};
 
 /// How the head begins, and whether it has the fields that belong to the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HeadForm {
+pub enum HeadForm<'a> {
     /// `HTTP/1.1 200 OK`, with Date and Connection.
     Http1,
     /// `Status: 200 OK`: the front server writes Date and Connection (RFC 3875 6.3).
     Cgi,
     /// The caller sends the head itself, Date and Connection with it.
     None,
+    /// These bytes, which the caller has made: they are not looked at.
+    Given(&'a [u8]),
 }
 
 /// Where a field's value lies.
@@ -46,12 +48,19 @@ impl FieldSink for Buffer<'_> {
     }
 }
 
-/// The whole head: status line, fields and the empty line. `spans` are those that `decide` wrote.
-pub fn write_head(ex: &Exchange<'_>, decision: &Decision<'_>, spans: &[Span], form: HeadForm, out: &mut Buffer<'_>) {
+/// The whole head: status line, fields and the empty line, or what was given in its place. `spans` are those that `decide` wrote.
+pub fn write_head(
+    ex: &Exchange<'_>,
+    decision: &Decision<'_>,
+    spans: &[Span],
+    form: HeadForm<'_>,
+    out: &mut Buffer<'_>,
+) {
     out.push(match form {
         HeadForm::Http1 => b"HTTP/1.1 ",
         HeadForm::Cgi => b"Status: ",
         HeadForm::None => return,
+        HeadForm::Given(text) => return out.push(text),
     });
     match decision.status {
         200 => out.push(b"200 OK\r\n"),
@@ -73,7 +82,7 @@ pub fn write_fields(
     ex: &Exchange<'_>,
     decision: &Decision<'_>,
     spans: &[Span],
-    form: HeadForm,
+    form: HeadForm<'_>,
     out: &mut impl FieldSink,
 ) {
     use Source::{Borrowed, Made};

@@ -56,7 +56,7 @@ OFFSET(sendgate_header, field, 0);
 OFFSET(sendgate_header, rule, 32);
 OFFSET(sendgate_header, reserved, 36);
 
-ASSERT(sendgate_exchange_size, sizeof(struct sendgate_exchange) == 72);
+ASSERT(sendgate_exchange_size, sizeof(struct sendgate_exchange) == 88);
 OFFSET(sendgate_exchange, size, 0);
 OFFSET(sendgate_exchange, request, 8);
 OFFSET(sendgate_exchange, rep, 16);
@@ -68,6 +68,7 @@ OFFSET(sendgate_exchange, head, 56);
 OFFSET(sendgate_exchange, head_flags, 60);
 OFFSET(sendgate_exchange, max_ranges, 64);
 OFFSET(sendgate_exchange, http_status, 68);
+OFFSET(sendgate_exchange, head_text, 72);
 
 ASSERT(sendgate_range_size, sizeof(struct sendgate_range) == 16);
 OFFSET(sendgate_range, offset, 0);

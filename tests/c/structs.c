@@ -27,7 +27,7 @@ enum input { REQUEST, REP, EXCHANGE, SINK, OPTIONS, SOURCE, N_INPUTS };
 static const char *const input_names[] = {"request", "rep", "exchange", "sink", "sender options", "source"};
 /* What 0.1.0 has, and the least it takes: up to the members without which nothing can be done. Both are
  * accepted for ever, and between them what ends with a member. */
-static const size_t sizes_now[] = {160, 88, 72, 48, 32, 48};
+static const size_t sizes_now[] = {160, 88, 88, 48, 32, 48};
 static const size_t least_sizes[] = {24, 40, 24, 32, 16, 32};
 
 /* Whether a struct that now has `now` bytes may have `size`: no member is cut in two. */
@@ -39,10 +39,11 @@ static int is_size(size_t now, size_t least, size_t size)
         return 1;
     if (now == sizeof(sendgate_request))
         return size < 32 ? size % 4 == 0 : size % 16 == 0;
+    /* The exchange, which is as long as the representation, but needs less of it. */
+    if (now == sizeof(sendgate_exchange) && least == 24)
+        return size <= 72 && size % (size < 56 ? 8 : 4) == 0;
     if (now == sizeof(sendgate_rep))
         return size == 40 || size == 48 || size == 56 || size == 72;
-    if (now == sizeof(sendgate_exchange))
-        return size % (size < 56 ? 8 : 4) == 0;
     /* The sink and the source, the only ones that need 32 bytes, have two times between them and 40. */
     return size % (least == 32 && size < 40 ? 4 : 8) == 0;
 }
@@ -133,7 +134,7 @@ static void input_sizes(void)
     source.fd = sockets[0];
     for (int input = 0; input < N_INPUTS; input++) {
         size_t now = sizes_now[input], least = least_sizes[input];
-        size_t sizes[] = {sizeof(size_t), least - 1, least, least + 1, least + 4, least + 8, now - 8, now - 1, now, now + 1, now + 8, 4096};
+        size_t sizes[] = {sizeof(size_t), least - 1, least, least + 1, least + 4, least + 8, now - 16, now - 8, now - 1, now, now + 1, now + 8, 4096};
         for (size_t i = 0; i < N(sizes); i++) {
             /* The tail beyond what is known here: zero, then not zero in its last byte. */
             for (int garbage = 0; garbage < 2; garbage++) {
@@ -191,6 +192,16 @@ static void missing_members(void)
     ask.exchange.size = offsetof(sendgate_exchange, http_status);
     CHECK_STATUS(sendgate_respond(&ask.exchange, &ask.sink, &ask.result), SENDGATE_OK);
     CHECK_INT(ask.result.http_status, 304);
+    peer_drain(sockets[1]);
+    ask.exchange.size = offsetof(sendgate_exchange, head_text);
+    ask.exchange.head_text = text("mine");
+    CHECK_STATUS(sendgate_respond(&ask.exchange, &ask.sink, &ask.result), SENDGATE_OK);
+    CHECK_INT(ask.result.http_status, 404);
+    char head[12];
+    CHECK(peer_take(sockets[1], head, sizeof head) == sizeof head && memcmp(head, "HTTP/1.1 404", sizeof head) == 0);
+    /* An answer without any head is nobody's wish. */
+    ask.exchange.head = SENDGATE_HEAD_GIVEN;
+    CHECK_STATUS(sendgate_respond(&ask.exchange, &ask.sink, &ask.result), SENDGATE_ERR_INVALID);
 }
 
 /* A struct that is written, with a guard behind it. `call` fills it. */
@@ -692,7 +703,16 @@ static void unknown_bits(void)
     REFUSED(ask.rep.length = UINT64_MAX);
     REFUSED(ask.rep.length = (uint64_t)INT64_MAX + 1);
     REFUSED((ask.rep.offset = INT64_MAX, ask.rep.length = 2));
-    REFUSED(ask.exchange.head = 3);
+    REFUSED(ask.exchange.head = 4);
+    REFUSED(ask.exchange.head = SENDGATE_HEAD_GIVEN);
+    REFUSED((ask.exchange.head = SENDGATE_HEAD_GIVEN, ask.exchange.head_text = text_of(NULL, 1)));
+    REFUSED((ask.exchange.head = SENDGATE_HEAD_GIVEN, ask.exchange.head_text = text_of("x", (size_t)PTRDIFF_MAX + 1)));
+    REFUSED((ask.exchange.head = SENDGATE_HEAD_GIVEN, ask.exchange.head_text = text_of("x", SIZE_MAX)));
+    REFUSED(ask.exchange.head_text = text("x"));
+    REFUSED(ask.exchange.head_text = text(""));
+    REFUSED(ask.exchange.head_text = text_of(NULL, 1));
+    REFUSED((ask.exchange.head = SENDGATE_HEAD_CGI, ask.exchange.head_text = text("x")));
+    REFUSED((ask.exchange.head = SENDGATE_HEAD_NONE, ask.exchange.head_text = text("x")));
     REFUSED(ask.exchange.head_flags = 2);
     REFUSED(ask.exchange.http_status = 199);
     REFUSED(ask.exchange.http_status = 1000);

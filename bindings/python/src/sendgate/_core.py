@@ -52,7 +52,7 @@ _SIZES = {
     "sendgate_field": 32,
     "sendgate_rep": 88,
     "sendgate_header": 40,
-    "sendgate_exchange": 72,
+    "sendgate_exchange": 88,
     "sendgate_range": 16,
     "sendgate_decision": 40,
     "sendgate_sink": 48,
