@@ -733,11 +733,78 @@ def test_body_only_of_a_multipart(pipe: Pipe, small: Path) -> None:
     assert body.endswith(b"\r\n--" + boundary + b"--\r\n")
 
 
+#: Shorter than what the library keeps without asking for memory, longer, longer than what it sends at once, and none.
+MINE = [b"HTTP/1.1 299 Mine\r\nX: \xe9\r\n\r\n", b"m" * 513, b"m" * 20_000, b""]
+
+
+@pytest.mark.parametrize("head", MINE, ids=len)
+def test_a_head_of_ones_own(pipe: Pipe, small: Path, big: Path, head: bytes) -> None:
+    """Bytes are sent as they are in the head's place, before files and memory; they count as the head."""
+    for file in (small, big, DATA):
+        result = sendgate.respond(pipe.server, None, file, head=head)
+        length = len(file) if isinstance(file, bytes) else file.stat().st_size
+        assert (result.head_sent, result.body_sent, result.http_status) == (len(head), length, 200)
+    assert pipe.received() == head + DATA + head + big.read_bytes() + head + DATA
+
+
+def test_a_head_of_ones_own_decides_nothing(pipe: Pipe, small: Path) -> None:
+    """Which bytes follow it, and what becomes of the connection, is decided from the request as ever."""
+    head = MINE[0]
+    for request, body, connection in (
+        (Request("HEAD"), b"", Connection.REUSABLE),
+        (Request("GET", 11, {"If-None-Match": "*"}), b"", Connection.REUSABLE),
+        (Request("GET", 11, {"Range": "bytes=5-9"}), DATA[5:10], Connection.REUSABLE),
+        (Request("GET", 10), DATA, Connection.CLOSE),
+    ):
+        decision = sendgate.decide(request, small, head=head)
+        assert (decision.head, decision.fields, decision.body_length) == (head, (), len(body))
+        assert decision.keep_alive == (connection is Connection.REUSABLE)
+        result = sendgate.respond(pipe.server, request, small, head=head)
+        assert (result.body_sent, result.connection) == (len(body), connection)
+        assert result.http_status == decision.status
+    assert pipe.received() == head + head + head + DATA[5:10] + head + DATA
+
+
+@pytest.mark.parametrize("head", MINE, ids=len)
+def test_a_transfer_with_a_head_of_ones_own(pair: tuple[Any, Any], small: Path, big: Path, head: bytes) -> None:
+    """Stepped and pulled; the bytes may be gone once it was started."""
+    server, client = pair
+    server.setblocking(False)
+    pipe = Pipe(server, client)
+    with sendgate.Transfer() as transfer:
+        for file in (small, big):
+            transfer.start(server, None, file, head=bytes(bytearray(head)))
+            gc.collect()
+            step_to_end(transfer, server)
+            assert (transfer.result.head_sent, transfer.result.body_sent) == (len(head), file.stat().st_size)
+        transfer.start(None, None, small, head=head)
+        pulled, buffer = b"", bytearray(7000)
+        while count := transfer.pull(buffer):
+            pulled += buffer[:count]
+    assert pulled == head + DATA
+    assert pipe.received() == head + DATA + head + big.read_bytes()
+
+
+def test_a_multipart_with_a_head_of_ones_own(pipe: Pipe, small: Path) -> None:
+    """With the same seed, the boundary in a head that was made of a decision is the one in the body."""
+    request = Request("GET", 11, [("Range", "bytes=0-1,5-9")])
+    decision = sendgate.decide(request, small, now=1_700_000_000, seed=7)
+    content_type = dict(decision.fields)["Content-Type"]
+    head = f"HTTP/1.1 206 Mine\r\nContent-Type: {content_type}\r\n\r\n".encode()
+    sendgate.respond(pipe.server, request, small, head=head, now=1_700_000_000, seed=7)
+    status, _, body = split(pipe.received())
+    assert status == 206
+    assert len(body) == decision.content_length
+    assert body.startswith(b"--" + content_type.partition("boundary=")[2].encode() + b"\r\n")
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"status": 199},
         {"status": 1000},
+        {"head": "HTTP/1.1 200 OK"},
+        {"head": bytearray(b"HTTP/1.1 200 OK")},
         {"max_ranges": 0},
         {"max_ranges": 65},
         {"timeout": 0},

@@ -105,6 +105,22 @@ def test_a_file_in_the_background(sender: Sender, pair: tuple[Any, Any], big: Pa
     assert nothing_to_take(sender)
 
 
+@pytest.mark.parametrize("try_now", [False, True])
+@pytest.mark.parametrize("length", [0, 100, 513, 20_000])
+def test_a_head_of_ones_own(sender: Sender, pair: tuple[Any, Any], big: Path, length: int, try_now: bool) -> None:
+    """Bytes as head are sent in its place, here or in the background, and may be gone once they were submitted."""
+    server, client = pair
+    server.setblocking(False)
+    pipe = Pipe(server, client)
+    for file in (b"small", big):
+        submitted = sender.submit(server, None, file, head=b"h" * length, try_now=try_now)
+        gc.collect()
+        result = submitted if isinstance(submitted, sendgate.Result) else completions(sender)[0].result
+        assert (result.status, result.head_sent, result.body_sent) == (0, length, result.body_length)
+        assert isinstance(submitted, int) or file == b"small"
+    assert pipe.received() == b"h" * length + b"small" + b"h" * length + big.read_bytes()
+
+
 def test_one_after_another_on_a_connection(sender: Sender, pipe: Pipe, big: Path) -> None:
     """When a response has been reported, the next may go out on the same connection."""
     bodies = []

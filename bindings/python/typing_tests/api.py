@@ -36,6 +36,8 @@ def files(sock: socket.socket, tls: ssl.SSLSocket, mapped: mmap.mmap, path: path
     connection: sendgate.Connection = result.connection
     with sendgate.open_beneath(0, "a") as opened:
         sendgate.respond(7, sendgate.Request(), opened, headers={"A": "b"}, etag='"x"', last_modified=0, timeout=1.5)
+    sendgate.respond(sock, None, "a", head=b"HTTP/1.1 200 OK\r\n\r\n")
+    sendgate.respond(sock, None, "a", head="HTTP/1.1 200 OK\r\n\r\n")  # type: ignore[arg-type]
     sendgate.respond(sock, None, None)  # type: ignore[arg-type]
     sendgate.respond(sock, b"GET / HTTP/1.1\r\n\r\n", "a")  # type: ignore[arg-type]
     sendgate.respond(sock, None, "a", True)  # type: ignore[arg-type, call-arg]

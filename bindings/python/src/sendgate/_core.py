@@ -690,7 +690,7 @@ class _Exchange:
         close: bool = False,
         copy: bool = False,
         check: bool = False,
-        head: HeadForm = HeadForm.HTTP1,
+        head: HeadForm | bytes = HeadForm.HTTP1,
         now: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -703,7 +703,11 @@ class _Exchange:
         exchange.max_ranges = _int(max_ranges, 1, 64, "max_ranges")
         exchange.now = 0 if now is None else _int(now, -_INT64_MAX, _INT64_MAX, "now")
         exchange.seed = _int(seed, 0, 2**64 - 1, "seed")
-        exchange.head = head if type(head) is HeadForm else HeadForm(head)
+        if isinstance(head, bytes):
+            exchange.head = lib.SENDGATE_HEAD_GIVEN
+            _set_str(exchange.head_text, head, keep)
+        else:
+            exchange.head = head if type(head) is HeadForm else HeadForm(head)
         exchange.head_flags = lib.SENDGATE_HEAD_CLOSE if close else 0
         if request is not None:
             exchange.request = request._c
@@ -745,7 +749,7 @@ class _Exchange:
             content_length=int(decision.content_length),
             body_length=int(decision.body_length),
             ranges=tuple((int(r.offset), int(r.length)) for r in ranges[0 : decision.n_ranges]),
-            fields=_head_fields(c),
+            fields=() if c.head == lib.SENDGATE_HEAD_GIVEN else _head_fields(c),
             head=_head_bytes(c),
         )
 
@@ -914,8 +918,9 @@ def decide(
     """What the answer to a request is, without sending it (RFC 9110 13.2.2 and 14.2).
 
     For a server that writes the response itself. A file is fstat'ed, and nothing of it is read. head is the form of
-    ``Decision.head`` and ``fields``. now is the clock in seconds since 1970 (None: read it). seed makes the boundary of
-    a multipart answer (0: random). All else is as in ``respond``.
+    ``Decision.head`` and ``fields``; if it is bytes, these are ``Decision.head``, and there are no ``fields``. now is
+    the clock in seconds since 1970 (None: read it). seed makes the boundary of a multipart answer (0: random). All else
+    is as in ``respond``.
 
     FieldError, NotRegularError, ArgumentError (ValueError), OSError if a path can't be opened.
     """
@@ -968,7 +973,7 @@ def respond(
     close: bool = False,
     copy: bool = False,
     check: bool = False,
-    head: HeadForm = HeadForm.HTTP1,
+    head: HeadForm | bytes = HeadForm.HTTP1,
     timeout: float = 60.0,
     total_timeout: float | None = None,
     min_rate: int = 0,
@@ -996,9 +1001,10 @@ def respond(
     max_ranges: more parts than that (1 to 64) and all of it is sent. close: announce Connection: close. copy: through
     memory instead of sendfile, for files that are rewritten in place. check: fstat before each step, FileChangedError
     if it changed.
-    head: HeadForm.NONE sends the body only. timeout: seconds without progress; total_timeout: for all of the
-    response. min_rate: bytes per second that the peer has to take in each period of timeout. Bytes in the socket's own
-    buffer have not been taken yet.
+    head: HeadForm.NONE sends the body only; bytes are sent as they are in the head's place, and have to say what is
+    decided here.
+    timeout: seconds without progress; total_timeout: for all of the response. min_rate: bytes per second that the peer
+    has to take in each period of timeout. Bytes in the socket's own buffer have not been taken yet.
     now: the clock in seconds since 1970, for Date and validators; None reads it. seed: makes the boundary of a
     multipart answer; 0 is random. If ``decide`` makes the head and this the body, give both the same now and seed.
 

@@ -84,7 +84,7 @@ class Decision(NamedTuple):
     body_length: int
     #: (offset, length) in bytes of each part of a 206, in the order sent; two or more are multipart/byteranges.
     ranges: tuple[tuple[int, int], ...]
-    #: The head as (name, value) pairs; characters up to U+00FF stand for bytes (latin-1).
+    #: The head as (name, value) pairs; characters up to U+00FF stand for bytes (latin-1). Empty if head was bytes.
     fields: tuple[tuple[str, str], ...]
     #: The head as bytes, status line and empty line included.
     head: bytes
@@ -158,7 +158,7 @@ class ExchangeArguments(TypedDict, total=False):
     close: bool
     copy: bool
     check: bool
-    head: HeadForm
+    head: HeadForm | bytes
     now: int | None
     seed: int
 
