@@ -20,7 +20,9 @@ IDLE = 60.0
 
 def check_hooks(module: str, owner: type, *names: str) -> None:
     """ImportError if a server's class has no such members: then it is of a version that isn't known here."""
-    missing = ", ".join(name for name in names if not hasattr(owner, name))
+    init = getattr(owner.__init__, "__code__", None)  # type: ignore[misc]
+    set_there = init.co_names if init is not None else ()
+    missing = ", ".join(name for name in names if not (hasattr(owner, name) or name in set_there))
     if missing:
         raise ImportError(
             f"{module} doesn't know this version: {owner.__module__}.{owner.__qualname__} has no {missing}"

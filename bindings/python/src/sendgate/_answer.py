@@ -18,7 +18,7 @@ from ._types import Decision, HeadForm, Rule
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ._types import ExchangeArguments, FileArg, Text
+    from ._types import ExchangeArguments, FileArg, Header, Text
 
 #: Bytes per item for those who iterate.
 CHUNK = 65536
@@ -47,7 +47,7 @@ def reason(status: int) -> str:
         return f"{status} Unknown"
 
 
-def with_own(given: Any, own: tuple[tuple[Text, Text], ...]) -> tuple[Any, ...]:
+def with_own(given: Any, own: tuple[Header, ...]) -> tuple[Any, ...]:
     """The application's fields and the server's own, such as Server, where the application doesn't say that itself."""
     names = {name.lower() for name, *_ in given}
     return (*given, *(field for field in own if field[0].lower() not in names))

@@ -703,10 +703,7 @@ class _Exchange:
         exchange.max_ranges = _int(max_ranges, 1, 64, "max_ranges")
         exchange.now = 0 if now is None else _int(now, -_INT64_MAX, _INT64_MAX, "now")
         exchange.seed = _int(seed, 0, 2**64 - 1, "seed")
-        if isinstance(head, bytes):
-            exchange.head = lib.SENDGATE_HEAD_GIVEN
-            _set_str(exchange.head_text, head, keep)
-        else:
+        if not isinstance(head, bytes):
             exchange.head = head if type(head) is HeadForm else HeadForm(head)
         exchange.head_flags = lib.SENDGATE_HEAD_CLOSE if close else 0
         if request is not None:
@@ -734,6 +731,13 @@ class _Exchange:
         self.c = exchange
         self._keep = keep
         self._source = source
+        if isinstance(head, bytes):
+            self.set_head(head)
+
+    def set_head(self, head: bytes) -> None:
+        """These bytes are sent in the head's place."""
+        self.c.head = lib.SENDGATE_HEAD_GIVEN
+        _set_str(self.c.head_text, head, self._keep)
 
     def decide(self) -> Decision:
         """What the answer will be. From now on the clock and the boundary are the same in everything made of it."""

@@ -24,6 +24,7 @@ from ._types import Connection
 
 if TYPE_CHECKING:
     from ._site import Coding
+    from ._types import Header
 
 #: What the If- fields and Range of a head take that has them in several lines.
 _SCRATCH = 4096
@@ -46,7 +47,7 @@ class _Prepared:
         known: Known,
         path: bytes,
         fields: tuple[tuple[str, str], ...],
-        own: tuple[tuple[str, str], ...],
+        own: tuple[Header, ...],
     ) -> None:
         self.known = known
         #: Beneath the folder.
@@ -68,13 +69,13 @@ class FastPath:
         mount: Mount,
         sender: Sender,
         *,
-        fields: tuple[tuple[str, str], ...] = (),
+        fields: tuple[Header, ...] = (),
         idle_ms: int = 60000,
         copy: bool = False,
     ) -> None:
         self._site = site = mount.site
         self._prefix = mount.prefix
-        self._sender = sender
+        self.sender = sender
         self._fields = fields
         self._open_flags = lib.SENDGATE_OPEN_OUTSIDE if site._outside else 0
         self._rep_flags = lib.SENDGATE_REP_COPY if copy else 0
@@ -139,9 +140,14 @@ class FastPath:
         finally:
             os.close(opened[0])
 
+    @property
+    def http_status(self) -> int:
+        """Of the last answer."""
+        return int(self._result.http_status)
+
     def _submit(self, token: Any) -> tuple[int, Connection] | None:
         """What Sender._submit does, with the structs that there are."""
-        sender, given, result = self._sender, self._id, self._result
+        sender, given, result = self.sender, self._id, self._result
         submitted = _Submitted(token, None)
         key = id(submitted)
         sender._submitted[key] = submitted

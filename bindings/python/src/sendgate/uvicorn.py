@@ -1,0 +1,425 @@
+"""uvicorn with files that leave by sendfile, in the background, on asyncio and uvloop.
+
+    uvicorn --http sendgate.uvicorn:HttpTools app:app
+
+``HttpTools`` and ``H11`` are uvicorn's own protocols, but that they offer the application two extensions of ASGI, which
+frameworks use by themselves: ``http.response.pathsend``, with offset and count ("ranges": True), and
+``http.response.zerocopysend``. What an application sends by them, or by ``sendgate.asgi``, the library sends, on a
+duplicate of the connection's socket. All other responses are uvicorn's.
+
+TLS connections are not offered the extensions: what is written past uvicorn would leave unencrypted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+from weakref import WeakKeyDictionary
+
+import uvicorn
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
+
+from ._adapters import IDLE, check_hooks
+from ._core import _Exchange
+from ._errors import PeerClosedError, ResponseTimeoutError, TransferCancelledError
+from ._fast_path import FastPath
+from ._types import Completion, Connection, Rule
+from .asgi import BODY, PATHSEND, Body, Files
+from .asyncio import _hub, _own_sender, _Pace, _Pending, _submit, _Transport
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
+    from ._sender import Sender
+    from ._uvicorn_h11 import H11
+    from ._uvicorn_httptools import HttpTools
+    from .asgi import Application, Message, Receive, Scope, Send
+
+__all__ = ["H11", "HttpTools"]
+
+START = "http.response.start"
+CONTENT = "http.response.body"
+ZEROCOPYSEND = "http.response.zerocopysend"
+
+#: The versions that have what is used.
+WORKS_WITH = "0.36 to 0.54"
+
+#: What is used of uvicorn's classes: methods, and attributes that __init__ sets.
+_PROTOCOL = (
+    "access_log", "access_logger", "app", "client", "config", "connection_made", "cycle", "data_received", "flow",
+    "logger", "loop", "on_response_complete", "scheme", "scope", "shutdown", "timeout_keep_alive_task", "transport",
+)  # fmt: skip
+_CYCLE = ("disconnected", "more_body", "response_complete", "scope", "send", "transport")
+
+
+def __getattr__(name: str) -> Any:
+    # Each needs a parser that may not be installed.
+    if name == "HttpTools":
+        from ._uvicorn_httptools import HttpTools
+
+        return HttpTools
+    if name == "H11":
+        from ._uvicorn_h11 import H11
+
+        return H11
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def check_uvicorn(protocol: type, cycle: type) -> None:
+    """ImportError if these classes of uvicorn's are not the ones that are known here."""
+    known = f"sendgate.uvicorn, which works with uvicorn {WORKS_WITH}, not {uvicorn.__version__},"
+    check_hooks(known, protocol, *_PROTOCOL)
+    check_hooks(known, cycle, *_CYCLE)
+
+
+class _Length(bytes):
+    """Stands for so many bytes of content, and has none itself: what uvicorn makes of it is the framing alone."""
+
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+
+class _Capture:
+    """Takes the place of a transport while uvicorn writes what is to leave together with a file."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.write = self.written.append
+
+
+async def _nothing() -> None:
+    pass
+
+
+class _Sender:
+    """The send of one request. Not a coroutine function itself, so that what is uvicorn's own costs no more."""
+
+    __slots__ = ("_cycle", "_held", "_protocol", "_send")
+
+    def __init__(self, protocol: Protocol, send: Send) -> None:
+        self._protocol = protocol
+        #: uvicorn's.
+        self._send = send
+        self._cycle: Any = send.__self__  # type: ignore[attr-defined]
+        #: The head of a response that may be a file's: it leaves with what comes next.
+        self._held: Message | None = None
+
+    def __call__(self, message: Message) -> Awaitable[None]:
+        """ASGI's send."""
+        kind = message["type"]
+        if kind == START and self._held is None and _may_be_a_file(message):
+            self._held = message
+            return _nothing()
+        if kind in (PATHSEND, ZEROCOPYSEND):
+            return self._file(message)
+        return self._send(message) if self._held is None else self._both(message)
+
+    async def _both(self, message: Message) -> None:
+        """It is no file."""
+        held, self._held = self._held, None
+        assert held is not None
+        await self._send(held)
+        await self._send(message)
+
+    async def _file(self, message: Message) -> None:
+        """Send the head, if it has not left yet, and a file."""
+        held, self._held = self._held, None
+        content = _Content(message, self._protocol.copy)
+        try:
+            await self._content(held, content, message["type"] == ZEROCOPYSEND and message.get("more_body", False))
+        finally:
+            content.close()
+
+    async def _content(self, held: Message | None, content: _Content, more: bool) -> None:
+        cycle, protocol = self._cycle, self._protocol
+        if cycle.disconnected:
+            return
+        end = {"type": CONTENT, "body": b"", "more_body": more}
+        if cycle.scope["method"] == "HEAD":
+            if held is not None:
+                await self._send(held)
+            await self._send(end)
+            return
+        if held is not None:
+            content.limit(_announced(held))
+        pace = _Pace(protocol.send_timeout, None, 0)
+        connection = _Transport(cycle.transport, pace)
+        try:
+            await connection.drain()
+            # From here on to the end of the head nothing else runs, so that no one else's bytes get between.
+            head = b"" if held is None else self._captured(held)
+            # All but the last file: what ends a response is uvicorn's.
+            framing = self._captured({"type": CONTENT, "body": content.length, "more_body": True})
+            behind = framing[-2:]
+            content.set_head(head + framing[:-2])
+            await _submit(None, connection, lambda: content.exchange, pace)
+        except (PeerClosedError, ResponseTimeoutError, TransferCancelledError) as error:
+            protocol.logger.debug("A client left: %s", error)
+            cycle.disconnected = True
+            cycle.transport.abort()
+            return
+        content.sent()
+        if behind:
+            cycle.transport.write(behind)
+        if not more:
+            await self._send(end)
+
+    def _captured(self, message: Message) -> bytes:
+        """What uvicorn would write. It doesn't wait for anything, because nothing is in the transport's buffer."""
+        cycle = self._cycle
+        transport, cycle.transport = cycle.transport, _Capture()
+        try:
+            self._send(message).send(None)  # type: ignore[attr-defined]
+        except StopIteration:
+            return b"".join(cycle.transport.written)
+        finally:
+            cycle.transport = transport
+        raise RuntimeError("uvicorn waits before it writes")
+
+
+def _may_be_a_file(message: Message) -> bool:
+    """Whether it is the head of a response whose length is known, and that tells one version from another."""
+    names = {header[0] for header in message.get("headers", ())}
+    return b"content-length" in names and not names.isdisjoint((b"etag", b"last-modified", b"accept-ranges"))
+
+
+def _announced(message: Message) -> int:
+    """The Content-Length of a head that has one."""
+    return next(int(value) for name, value in message["headers"] if name == b"content-length")
+
+
+class _Content:
+    """What a pathsend or zerocopysend sends."""
+
+    def __init__(self, message: Message, copy: bool) -> None:
+        self._body: Body | None = None
+        self._rewind: Callable[[int], object] | None = None
+        offset: int | None = message.get("offset")
+        file: Any
+        if message["type"] == PATHSEND:
+            file = message["path"]
+            offset = offset or 0
+            if type(file) is Body:
+                self._body = file
+                self.exchange = file.answer.take()
+                self._own_length(file.answer.decision.body_length)  # type: ignore[union-attr]
+                return
+        else:
+            file = message["file"]
+            if offset is None:
+                # From where it stands, and it stands behind that afterwards.
+                self._rewind = file.seek if hasattr(file, "seek") else lambda position: os.lseek(file, position, 0)
+                offset = file.tell() if hasattr(file, "tell") else os.lseek(file, 0, os.SEEK_CUR)
+        self._start = offset
+        self.exchange = _Exchange(
+            None, file, offset=offset, length=message.get("count"), etag=False, last_modified=False, copy=copy
+        )
+        self._own_length(int(self.exchange.c.rep.length))
+
+    def _own_length(self, length: int) -> None:
+        self.length = _Length()
+        self.length.length = length
+
+    def limit(self, announced: int) -> None:
+        """Send no more than the head says: a file may grow after its length was asked for."""
+        if len(self.length) < announced:
+            raise RuntimeError(
+                f"the response has {len(self.length)} bytes, and its Content-Length is {announced}: "
+                "the file is shorter than it was"
+            )
+        if self._body is None:
+            self.exchange.c.rep.length = self.length.length = announced
+
+    def set_head(self, head: bytes) -> None:
+        """The bytes that leave first."""
+        self.exchange.set_head(head)
+
+    def sent(self) -> None:
+        """All of it has left."""
+        if self._rewind is not None:
+            self._rewind(self._start + len(self.length))
+
+    def close(self) -> None:
+        """It was sent, or will not be."""
+        self.exchange.close()
+        if self._body is not None:
+            self._body.answer.close()
+
+
+class _Application:
+    """Stands between a connection and its application."""
+
+    __slots__ = ("_application", "_protocol")
+
+    def __init__(self, protocol: Protocol, application: Application) -> None:
+        self._protocol = protocol
+        self._application = application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Offer the extensions."""
+        scope["extensions"] = {
+            **scope.get("extensions", {}), PATHSEND: {"ranges": True}, ZEROCOPYSEND: {}, BODY: {},
+        }  # fmt: skip
+        await self._application(scope, receive, _Sender(self._protocol, send))
+
+
+class _Answering(_Pending):
+    """A response that the protocol has sent without its application, and that isn't complete yet."""
+
+    __slots__ = ("protocol",)
+
+    def __init__(self, hub: Any, protocol: Protocol) -> None:
+        super().__init__(hub)
+        self.protocol = protocol
+
+    def ended(self, completion: Completion) -> None:
+        """The loop's thread has taken it."""
+        self.protocol.answered(completion.result.connection)
+
+
+class Protocol:
+    """What the protocols share. The other base is uvicorn's."""
+
+    #: Seconds in which a client has to take something, or else its connection is closed. uvicorn has no such limit.
+    #: For another one make a subclass.
+    send_timeout = IDLE
+    #: Whether files go through memory: for file systems on which sendfile doesn't work.
+    copy = False
+
+    loop: AbstractEventLoop
+    app: Any
+    config: Any
+    transport: Any
+    flow: Any
+    logger: Any
+    access_log: bool
+    access_logger: Any
+    scheme: str
+    client: Any
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._inner = self.app
+        self._fast_path: FastPath | None = None
+        #: Whether a response is being sent without the application, and whether the connection ends with it.
+        self._answering = False
+        self._last = False
+
+    def is_idle(self) -> bool:
+        """Whether the next byte begins a request."""
+        raise NotImplementedError
+
+    def connection_made(self, transport: Any) -> None:
+        """asyncio's."""
+        super().connection_made(transport)  # type: ignore[misc]
+        sock = transport.get_extra_info("socket")
+        if self.scheme == "http" and sock is not None:
+            self.app = _Application(self, self._inner)
+            self._fast_path = self._make_fast_path()
+            self._fd = sock.fileno()
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio's."""
+        if self._fast_path is None or not self._is_answered(self._fast_path, data):
+            super().data_received(data)  # type: ignore[misc]
+
+    def shutdown(self) -> None:
+        """uvicorn's: the server stops."""
+        if self._answering:
+            self._last = True
+        else:
+            super().shutdown()  # type: ignore[misc]
+
+    # ---- An application that is sendgate.asgi.Files ----
+
+    def _make_fast_path(self) -> FastPath | None:
+        """For an application that is ``Files``. None if something of uvicorn's wants to see each request."""
+        config, application = self.config, self._inner
+        if type(application) is ProxyHeadersMiddleware:
+            application = application.app
+        if type(application) is not Files or config.root_path or config.limit_concurrency is not None:
+            return None
+        sender = _own_sender(self.loop)
+        made = _fast_paths.get(application)
+        if made is None or made[0] is not sender:
+            own = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in config.encoded_headers]
+            fields: Any = own if config.date_header else [*own, ("Date", "", Rule.REMOVE)]
+            idle_ms = int(self.send_timeout * 1000)
+            fast_path = FastPath(application._mount, sender, fields=tuple(fields), idle_ms=idle_ms, copy=self.copy)
+            made = _fast_paths[application] = sender, fast_path
+        return made[1]
+
+    def _is_answered(self, fast_path: FastPath, data: bytes) -> bool:
+        """Whether it was a request for a file, which needs no task."""
+        if self.transport.get_write_buffer_size() or not self.is_idle():
+            return False
+        if self.access_log and b"\nx-forwarded-for:" in data.lower():
+            # Who asks is for uvicorn to find out.
+            return False
+        hub = _hub(self.loop, fast_path.sender)
+        try:
+            given = fast_path.answer(self._fd, data, _Answering(hub, self))
+        except Exception as error:
+            # A mistake in the application's own functions, say: uvicorn's way ends in its log.
+            self.logger.debug("Fast path: %s", error)
+            return False
+        if given is None:
+            return False
+        id, connection = given
+        if self.access_log:
+            self._log(data, fast_path.http_status)
+        if id == 0:
+            self.answered(connection)
+        else:
+            self._answering = True
+            self.flow.pause_reading()
+            self._stop_timer()
+            hub.watch(self.loop, fast_path.sender)
+        return True
+
+    def answered(self, connection: Connection) -> None:
+        """The response has ended."""
+        self._answering = False
+        if connection is Connection.REUSABLE and not self._last:
+            self.on_response_complete()
+        elif connection in (Connection.REUSABLE, Connection.CLOSE):
+            self.transport.close()
+            self.on_response_complete()
+        else:
+            self.transport.abort()
+
+    if TYPE_CHECKING:
+
+        def on_response_complete(self) -> None:
+            """uvicorn's."""
+
+    timeout_keep_alive_task: Any
+
+    def _stop_timer(self) -> None:
+        """The connection isn't idle any more."""
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
+
+    def _log(self, data: bytes, status: int) -> None:
+        """uvicorn's line in the access log."""
+        method, target, version = data[: data.index(b"\r\n")].split(b" ")
+        path, _, query = target.partition(b"?")
+        scope: Any = {"client": self.client, "path": unquote(path.decode("ascii")), "query_string": query}
+        self.access_logger.info(
+            '%s - "%s %s HTTP/%s" %d',
+            get_client_addr(scope),
+            method.decode(),
+            get_path_with_query_string(scope),
+            version[5:].decode(),
+            status,
+        )
+
+
+#: By application: its loop's sender, and what answers for it.
+_fast_paths: WeakKeyDictionary[Files, tuple[Sender, FastPath]] = WeakKeyDictionary()
