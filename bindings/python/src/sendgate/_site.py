@@ -173,6 +173,28 @@ def acceptable(field: str, codings: tuple[Coding, ...]) -> tuple[Coding, ...]:
     return tuple(coding for quality, coding in by_quality if quality > 0 and quality >= identity)
 
 
+def beside(
+    path: bytes,
+    mtime_ns: int,
+    size: int,
+    codings: tuple[Coding, ...] = CODINGS,
+    *,
+    directory: int | None = None,
+    follow_symlinks: bool = False,
+) -> tuple[Coding, ...]:
+    """The codings of which there is a file beside this one: smaller, and not older than what it was made of."""
+    found: dict[tuple[int, int], Coding] = {}
+    for coding in codings:
+        try:
+            status = os.stat(path + coding[1], dir_fd=directory, follow_symlinks=follow_symlinks)
+        except OSError:
+            continue
+        if stat.S_ISREG(status.st_mode) and status.st_mtime_ns >= mtime_ns and status.st_size < size:
+            # RFC 9110 8.8.3: two codings must not have one entity tag, and it is made of these.
+            found.setdefault((status.st_mtime_ns, status.st_size), coding)
+    return tuple(found.values())
+
+
 @dataclass
 class Known:
     """What is remembered of a file."""
@@ -381,17 +403,8 @@ class Site:
         return known
 
     def _compressed(self, path: bytes, file: File) -> tuple[Coding, ...]:
-        """The codings of which there is a file beside this one: smaller, and not older than what it was made of."""
-        found: dict[tuple[int, int], Coding] = {}
-        for coding in self._codings:
-            try:
-                status = os.stat(path + coding[1], dir_fd=self._fd)
-            except OSError:
-                continue
-            if stat.S_ISREG(status.st_mode) and status.st_mtime_ns >= file.mtime_ns and status.st_size < file.size:
-                # RFC 9110 8.8.3: two codings must not have one entity tag, and it is made of these.
-                found.setdefault((status.st_mtime_ns, status.st_size), coding)
-        return tuple(found.values())
+        # Whether a link may be followed is known when it is opened.
+        return beside(path, file.mtime_ns, file.size, self._codings, directory=self._fd, follow_symlinks=True)
 
     def _content_type(self, path: bytes) -> str:
         name = os.fsdecode(path)
