@@ -61,6 +61,30 @@ def _werkzeug() -> Any:
     return application
 
 
+def _asgi_hello() -> Any:
+    async def hello(scope: dict, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        headers = [(b"content-type", b"text/plain"), (b"content-length", b"12")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"Hello world\n"})
+
+    return hello
+
+
+def _asgi_files() -> Any:
+    import sendgate.asgi
+
+    return sendgate.asgi.Files(DATA)
+
+
+def _asgi_mounted() -> Any:
+    import sendgate.asgi
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+
+    return Starlette(routes=[Mount("/", sendgate.asgi.Files(DATA))])
+
+
 def _starlette() -> Any:
     from starlette.staticfiles import StaticFiles
 

@@ -22,29 +22,45 @@ SCALE = 1 / 12
 HELLO = Case("hello", "/hello", 60000, 200, 12, 12)
 NAMES = ("304", "200 1 KiB", "200 64 KiB", "200 1 MiB", "206 1 KiB", "206 100 KiB")
 
-#: Name, kind in pyapps.py, and the server that runs it.
+#: By interface: name, kind in pyapps.py, and what runs it.
 SERVERS = {
-    "Files": ("files", "sendgate.gunicorn.ThreadWorker"),
-    "Conditional": ("conditional", "sendgate.gunicorn.ThreadWorker"),
-    "WhiteNoise": ("whitenoise", "gthread"),
-    "ServeStatic": ("servestatic", "gthread"),
-    "Werkzeug": ("werkzeug", "gthread"),
-    "Starlette": ("starlette", "uvicorn"),
+    "wsgi": {
+        "Files": ("files", "gunicorn sendgate.gunicorn.ThreadWorker"),
+        "Conditional": ("conditional", "gunicorn sendgate.gunicorn.ThreadWorker"),
+        "WhiteNoise": ("whitenoise", "gunicorn gthread"),
+        "ServeStatic": ("servestatic", "gunicorn gthread"),
+        "Werkzeug": ("werkzeug", "gunicorn gthread"),
+        "Starlette": ("starlette", "uvicorn httptools"),
+    },
+    "asgi": {
+        "Files": ("asgi_files", "uvicorn sendgate.uvicorn:HttpTools"),
+        "Files mounted": ("asgi_mounted", "uvicorn sendgate.uvicorn:HttpTools"),
+        "Starlette on sendgate": ("starlette", "uvicorn sendgate.uvicorn:HttpTools"),
+        "Starlette": ("starlette", "uvicorn httptools"),
+        "Files on stock": ("asgi_files", "uvicorn httptools"),
+    },
 }
+#: What each kind needs.
+PACKAGES = {
+    "files": "sendgate", "conditional": "sendgate", "asgi_files": "sendgate", "asgi_mounted": "sendgate",
+    "hello": "gunicorn", "asgi_hello": "uvicorn",
+}  # fmt: skip
+#: The kind that says hello, by server.
+HELLOS = {"gunicorn": "hello", "uvicorn": "asgi_hello"}
 
 
 def start(name: str, kind: str, runner: str, data: Path, cpus: set[int]) -> Server:
-    """One of pyapps.py, on gunicorn with one worker of four threads, or on uvicorn with httptools and uvloop."""
+    """One of pyapps.py, on gunicorn with one worker of four threads, or on uvicorn with uvloop."""
     python = OUT / "venv" / "bin" / "python"
-    package = {"files": "sendgate", "conditional": "sendgate", "hello": "gunicorn"}.get(kind, kind)
-    for needed in (package, "uvicorn" if runner == "uvicorn" else "gunicorn"):
+    server, how = runner.split()
+    for needed in (PACKAGES.get(kind, kind), server):
         if not (OUT / "venv" / f".{needed}").exists():
             raise Unavailable(f"{needed} is not installed: run `make bench-peers`")
-    if runner == "uvicorn":
-        command = [python, "-m", "uvicorn", "--fd", "{fd}", "--http", "httptools", "--loop", "uvloop"]
+    if server == "uvicorn":
+        command = [python, "-m", "uvicorn", "--fd", "{fd}", "--http", how, "--loop", "uvloop"]
         command += ["--no-access-log", "--log-level", "warning"]
     else:
-        command = [python, "-m", "gunicorn", "-b", "fd://{fd}", "-k", runner, "--threads", "4", "--keep-alive", "60"]
+        command = [python, "-m", "gunicorn", "-b", "fd://{fd}", "-k", how, "--threads", "4", "--keep-alive", "60"]
         command += ["--log-level", "warning"]
     here = Path(__file__).resolve().parent
     environment = {"SENDGATE_BENCH_DATA": str(data), "PYTHONPATH": str(here)}
@@ -63,13 +79,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="measurements per case and server (default 5)")
     parser.add_argument("--connections", type=int, default=8, help="keep-alive connections (default 8)")
     parser.add_argument("--cases", help="comma-separated beginnings of case names, such as 304,206")
-    parser.add_argument("--servers", help=f"comma-separated, of {','.join(SERVERS)}")
+    parser.add_argument("--interface", choices=SERVERS, default="wsgi", help="of the applications (default wsgi)")
+    parser.add_argument("--servers", help="comma-separated: " + "; ".join(map(",".join, SERVERS.values())))
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of requests (default 1)")
     args = parser.parse_args()
     cases = [c for c in CASES if c.name in NAMES]
     cases = [c for c in cases if not args.cases or any(c.name.startswith(p.strip()) for p in args.cases.split(","))]
-    wanted = args.servers.split(",") if args.servers else list(SERVERS)
-    if not cases or not set(wanted) <= set(SERVERS):
+    servers = SERVERS[args.interface]
+    wanted = args.servers.split(",") if args.servers else list(servers)
+    if not cases or not set(wanted) <= set(servers):
         parser.error("no such case or server")
     server_cpu, load_cpu = two_processors()
     OUT.mkdir(parents=True, exist_ok=True)
@@ -81,10 +99,11 @@ def main() -> None:
         data = Path(tmp) / "data"
         make_files(data)
         (data / "hello").write_bytes(b"Hello world\n")
-        starts = {name: partial(start, name, *SERVERS[name], data, {server_cpu}) for name in wanted}
+        starts = {name: partial(start, name, *servers[name], data, {server_cpu}) for name in wanted}
         # What a server needs for any answer at all.
-        for runner in dict.fromkeys(SERVERS[name][1] for name in wanted if SERVERS[name][1] != "uvicorn"):
-            starts[f"hello, {runner}"] = partial(start, f"hello, {runner}", "hello", runner, data, {server_cpu})
+        for runner in dict.fromkeys(servers[name][1] for name in wanted):
+            hello = HELLOS[runner.split()[0]]
+            starts[f"hello, {runner}"] = partial(start, f"hello, {runner}", hello, runner, data, {server_cpu})
         for n in range(args.rounds):
             print(f"round {n + 1} of {args.rounds}", file=sys.stderr)
             for name in list(starts):
@@ -110,8 +129,9 @@ def main() -> None:
     hellos = {name: of["hello"] for name, of in medians.items() if name.startswith("hello")}
     print("\n" + "; ".join(f"{name}: {value:.0f} us" for name, value in hellos.items()))
     record = {"kernel": os.uname().release, "congestion": CONGESTION, "cpu_us": runs}
-    (OUT / "python.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(f"\nEvery single measurement: {(OUT / 'python.json').relative_to(ROOT)}")
+    every = OUT / f"python-{args.interface}.json"
+    every.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"\nEvery single measurement: {every.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
