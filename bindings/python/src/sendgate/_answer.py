@@ -7,21 +7,44 @@ it, iterates over it and gets the same bytes.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import re
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from ._core import Request, Transfer, _Exchange
+from sendgate._native import lib
+
+from ._core import (
+    _INT64_MAX,
+    File,
+    Request,
+    Transfer,
+    _error,
+    _etag_flags,
+    _Exchange,
+    _int,
+    _invalid,
+    _latin1,
+    _rep,
+    _take,
+)
 from ._types import Decision, HeadForm, Rule
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ._types import ExchangeArguments, FileArg, Header, Text
+    from ._types import ExchangeArguments, FileArg, Header, Headers, Text
 
 #: Bytes per item for those who iterate.
 CHUNK = 65536
+
+#: The methods whose answers may be less than all of the content.
+SAFE = ("GET", "HEAD")
+#: By these fields of a response an application tells a front server to send a file.
+HANDS_OVER = frozenset(("x-accel-redirect", "x-lighttpd-send-file", "x-sendfile"))
 
 #: What the server says, whatever the application thinks of it (PEP 3333: hop-by-hop; RFC 9112 6).
 _SERVERS_OWN = frozenset(("connection", "content-length", "keep-alive", "transfer-encoding"))
@@ -130,6 +153,12 @@ class Answer:
         offset, length = decision.ranges[0]
         return exchange.start + offset, length
 
+    def fileno(self) -> int:
+        """The descriptor of the content that ``begin`` has described; -1: it is in memory."""
+        if self._exchange is None:
+            raise RuntimeError("begin() decides what is sent")
+        return self._exchange.fileno
+
     def __iter__(self) -> Answer:
         return self
 
@@ -216,6 +245,49 @@ def content_length(headers: list[tuple[str, str]]) -> int | None:
     return None
 
 
+def may_be_less(method: str, status: int, headers: list[tuple[str, str]]) -> bool:
+    """Whether conditions and ranges are to be evaluated of what an application answers.
+
+    What another method has done can't be undone, and a front server evaluates them itself.
+    """
+    return status == 200 and method in SAFE and HANDS_OVER.isdisjoint(names(headers))
+
+
+def is_whole(method: str, headers: list[tuple[str, str]], length: int) -> bool:
+    """Whether so many bytes, which an application sends at once, are all of the content."""
+    announced = content_length(headers)
+    # The content that belongs to the answer to a HEAD may not be there.
+    return announced == length or (announced is None and (length > 0 or method != "HEAD"))
+
+
+def limited(headers: list[tuple[str, str]], length: int, report: Callable[[str], None]) -> int:
+    """How many of a file's bytes are sent, by the Content-Length that the application gives."""
+    announced = content_length(headers)
+    if announced is not None and announced > length:
+        report(f"Content-Length is {announced}, but there are {length} bytes")
+        return length
+    return length if announced is None else announced
+
+
+def open_file(path: str | bytes | os.PathLike[str] | os.PathLike[bytes], arguments: ExchangeArguments) -> File:
+    """The regular file at a path of the application's own; opened and fstat'ed once."""
+    # Without O_NONBLOCK, opening a FIFO would wait for its other end.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    return own_file(fd, arguments)
+
+
+def own_file(fd: int, arguments: ExchangeArguments) -> File:
+    """A descriptor that is taken over, also by an exception."""
+    try:
+        flags = _etag_flags(arguments.get("etag_inode", False), arguments.get("etag_ctime", False))
+        return File(fd, *_rep(fd, flags))
+    except BaseException:
+        # It may not have been open.
+        with contextlib.suppress(OSError):
+            os.close(fd)
+        raise
+
+
 # ---- Answers in the place of what an application has begun; request: one whose content it has read ----
 
 
@@ -227,8 +299,12 @@ def as_given(
     offset: int,
     length: int,
     close: Callable[[], object] | None,
+    arguments: ExchangeArguments | None = None,
 ) -> Answer:
-    """What the application has decided itself: nothing but the framing is the library's."""
+    """What the application has decided itself: nothing but the framing is the library's. Of the arguments those count
+    that say how it is sent.
+    """
+    how = arguments or {}
     rows = _own(headers)
     given = names(headers)
     if "accept-ranges" not in given:
@@ -244,6 +320,8 @@ def as_given(
         last_modified="last-modified" in given,
         offset=offset,
         length=length,
+        copy=how.get("copy", False),
+        check=how.get("check", False),
     )
 
 
@@ -282,3 +360,103 @@ def without_content(
         return answer if exchange.decide().status in (304, 412) else None
     finally:
         exchange.close()
+
+
+# ---- The three calls of the RSGI proposal, for those who have no socket ----
+
+#: Errors of opening that say that there is no such file for the client.
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+def _pairs(headers: Headers) -> list[Any]:
+    pairs: Any = headers.items() if hasattr(headers, "items") else headers
+    return [(name, value) for name, value in pairs]
+
+
+def of_fd(request: Request, status: int, headers: Headers, fd: int) -> Answer:
+    """``response_file_fd``: all of a file, as the application says. Takes fd over, also by an exception."""
+    file = own_file(_take(fd), {})
+    try:
+        return _of_span(request, status, _pairs(headers), file, 0, file.size)
+    except BaseException:
+        file.close()
+        raise
+
+
+def of_fd_range(request: Request, status: int, headers: Headers, fd: int, start: int, end: int) -> Answer:
+    """``response_file_fd_range``: the bytes from start to before end. Takes fd over, also by an exception."""
+    file = own_file(_take(fd), {})
+    try:
+        _int(start, 0, _INT64_MAX, "start")
+        _int(end, 0, _INT64_MAX, "end")
+        if start >= end:
+            raise _invalid(f"invalid range: start {start} is not below end {end}")
+        if end > file.size:
+            raise _error(lib.SENDGATE_ERR_TRUNCATED)
+        rows = _pairs(headers)
+        if status == 206 and "content-range" not in _names(rows):
+            rows.append(("Content-Range", f"bytes {start}-{end - 1}/{file.size}"))
+        return _of_span(request, status, rows, file, start, end - start)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _of_span(request: Request, status: int, rows: list[Any], file: File, offset: int, length: int) -> Answer:
+    given = _names(rows)
+    if "accept-ranges" not in given:
+        rows.append(("Accept-Ranges", "", Rule.REMOVE))
+    return Answer(
+        request._full(),
+        file,
+        file.close,
+        status=_int(status, 200, 999, "status"),
+        headers=rows,
+        etag=False,
+        # The library refuses to remove a field that it is given.
+        last_modified="last-modified" in given,
+        offset=offset,
+        length=length,
+    )
+
+
+def _names(rows: list[Any]) -> set[str]:
+    return {_latin1(name, "a field name").decode("latin-1").lower() for name, *_ in rows}
+
+
+def of_path(
+    request: Request,
+    status: int,
+    headers: Headers,
+    path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    if_none_match: Text | None,
+    if_modified_since: Text | None,
+    range: Text | None,
+    if_range: Text | None,
+) -> Answer:
+    """``response_file_conditional``: the file at a path, by these conditions and not those of the request."""
+    raw = os.fsencode(path)
+    if b"\0" in raw:
+        raise ValueError("a path can't contain NUL")
+    fields = []
+    for name, value in (
+        ("If-None-Match", if_none_match),
+        ("If-Modified-Since", if_modified_since),
+        ("Range", range),
+        ("If-Range", if_range),
+    ):
+        if value is not None:
+            fields.append((name, _latin1(value, name)))
+            if b"\0" in fields[-1][1]:
+                raise _invalid(f"{name} can't contain NUL")
+    asked = Request(request.method, request.version, fields, has_body=request.has_body)
+    rows = _pairs(headers)
+    _int(status, 200, 999, "status")
+    try:
+        file = open_file(raw, {})
+    except OSError as error:
+        if error.errno not in _NOT_THERE:
+            # Not the file's fault: caches must not learn that it is gone.
+            raise _error(lib.SENDGATE_ERR_IO, sys_errno=error.errno or 0) from None
+        return Answer(request._full(), b"", status=404, etag=False, last_modified=False)
+    return Answer(asked, file, file.close, status=status, headers=rows)

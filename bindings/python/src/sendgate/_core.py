@@ -775,6 +775,11 @@ class _Exchange:
         return self._source.start
 
     @property
+    def fileno(self) -> int:
+        """The file's descriptor; -1: it is memory."""
+        return int(self._source.rep.fd)
+
+    @property
     def memory(self) -> _Source | None:
         """The source, if it is memory: the one thing here that the library looks at after a submit."""
         return self._source if self._source.rep.kind == lib.SENDGATE_REP_MEMORY else None

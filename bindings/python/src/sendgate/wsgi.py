@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_from_bytes
 
 from ._answer import (
+    HANDS_OVER,
+    SAFE,
     Answer,
     Begun,
     as_given,
@@ -26,7 +28,13 @@ from ._answer import (
     content_length,
     has_validator,
     is_sound,
+    is_whole,
+    limited,
+    may_be_less,
     names,
+    of_fd,
+    of_fd_range,
+    of_path,
     without_content,
 )
 from ._core import File, Request
@@ -37,15 +45,15 @@ if TYPE_CHECKING:
     from typing_extensions import TypeAlias, Unpack
 
     from ._site import SiteArguments
-    from ._types import ExchangeArguments, FileArg
+    from ._types import ExchangeArguments, FileArg, Headers, Text
 
     Environ: TypeAlias = dict[str, Any]
     StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]
     Application: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
 
-__all__ = ["Conditional", "FileWrapper", "Files", "FrontServer", "read_into", "receive_file"]
+__all__ = ["Conditional", "FileWrapper", "Files", "FrontServer", "Protocol", "read_into", "receive_file"]
 
-_SAFE = ("GET", "HEAD")
+_SAFE, _HANDS_OVER = SAFE, HANDS_OVER
 #: In an environ: a middleware hands over to the front server.
 _FRONT = "sendgate.front"
 #: Fields of a request that may make the answer shorter than all of the content.
@@ -53,8 +61,6 @@ _ASKS_FOR_LESS = (
     "HTTP_IF_MATCH", "HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH", "HTTP_IF_RANGE", "HTTP_IF_UNMODIFIED_SINCE",
     "HTTP_RANGE",
 )  # fmt: skip
-#: By these an application tells a front server to send a file.
-_HANDS_OVER = frozenset(("x-accel-redirect", "x-lighttpd-send-file", "x-sendfile"))
 
 #: Bytes that are read at once, where an application doesn't say.
 BLOCK_SIZE = 65536
@@ -300,33 +306,26 @@ class Gateway:
             span = result.span()
             if span is None:
                 return None
-            return as_given(self._request(), int(status[:3]), headers, result.file, *span, result.close)
-        announced = content_length(headers)
-        arguments = self._arguments(status, headers)
-        wrapper = _wrapper(result) or (None if arguments is None else _one_item(result, headers))
+            how = result.arguments
+            return as_given(self._request(), int(status[:3]), headers, result.file, *span, result.close, how)
+        content_length(headers)  # one that is none is an error, whatever is returned
+        method = self.environ["REQUEST_METHOD"]
+        arguments = self._conditional if may_be_less(method, int(status[:3]), headers) else None
+        wrapper = _wrapper(result) or (None if arguments is None else _one_item(result, method, headers))
         content = None if wrapper is None else wrapper.content()
         if wrapper is None or content is None:
             if arguments is None:
                 return None
             return without_content(self._request(), headers, getattr(result, "close", None), arguments)
         file, offset, length = content
-        if announced is not None and announced > length:
-            self.report(f"Content-Length is {announced}, but there are {length} bytes")
-        elif announced is not None:
-            length = announced
+        length = limited(headers, length, self.report)
         if arguments is None:
-            return as_given(self._request(), int(status[:3]), headers, file, offset, length, wrapper.close)
+            how = self._conditional
+            return as_given(self._request(), int(status[:3]), headers, file, offset, length, wrapper.close, how)
         return conditional(self._request(), headers, file, offset, length, wrapper.close, arguments)
 
     def _request(self) -> Request:
         return Request.from_environ(self.environ, has_body=False)
-
-    def _arguments(self, status: str, headers: list[tuple[str, str]]) -> ExchangeArguments | None:
-        """With what arguments conditions and ranges are to be evaluated, if they are."""
-        # What another method has done can't be undone, and a front server evaluates them itself.
-        if status[:3] == "200" and self.environ["REQUEST_METHOD"] in _SAFE and _HANDS_OVER.isdisjoint(names(headers)):
-            return self._conditional
-        return None
 
     def _limit(self, wrapper: FileWrapper, status: str, headers: list[tuple[str, str]]) -> None:
         """Not all servers see to it that no more is sent than the head says."""
@@ -356,12 +355,11 @@ def _wrapper(result: Any) -> FileWrapper | None:
     return FileWrapper(result) if isinstance(result, io.IOBase) else None
 
 
-def _one_item(result: Any, headers: list[tuple[str, str]]) -> FileWrapper | None:
+def _one_item(result: Any, method: str, headers: list[tuple[str, str]]) -> FileWrapper | None:
     """The result, if it is all of the content in one piece, and something tells one version from another."""
     if type(result) not in (list, tuple) or len(result) != 1 or type(result[0]) is not bytes:
         return None
-    # The body that belongs to a HEAD may not be there.
-    whole = content_length(headers) in (None, len(result[0]))
+    whole = is_whole(method, headers, len(result[0]))
     return FileWrapper(result[0]) if whole and has_validator(headers) else None
 
 
@@ -386,7 +384,7 @@ class FrontServer:
     def __init__(
         self, field: str, mapping: Mapping[str | os.PathLike[str], str], *, threshold: int = BLOCK_SIZE
     ) -> None:
-        if field.lower() not in _HANDS_OVER:
+        if field.lower() not in HANDS_OVER:
             raise ValueError(f"field must be X-Accel-Redirect, X-Sendfile or X-LIGHTTPD-send-file, not {field!r}")
         self.field = field
         self.threshold = threshold
@@ -420,7 +418,7 @@ class FrontServer:
 
     def take(self, answer: Answer, environ: Environ, start_response: StartResponse) -> bool:
         """Hand over an answer, if that is possible: then it is closed."""
-        if environ["REQUEST_METHOD"] not in _SAFE or answer.arguments.get("status", 200) != 200:
+        if environ["REQUEST_METHOD"] not in SAFE or answer.arguments.get("status", 200) != 200:
             return False
         fileno = getattr(answer.file, "fileno", None)
         fd = -1 if fileno is None else fileno()
@@ -494,10 +492,10 @@ class Conditional:
         gateway = Gateway(environ, start_response, self._arguments)
         front = _front(environ, self._front)
         if self._front is not None:
-            gateway.refused = _HANDS_OVER
+            gateway.refused = HANDS_OVER
             environ[_FRONT] = True
         hide = self._hide(environ) if callable(self._hide) else self._hide
-        answer = gateway.call(self._hidden if hide and environ["REQUEST_METHOD"] in _SAFE else self.application)
+        answer = gateway.call(self._hidden if hide and environ["REQUEST_METHOD"] in SAFE else self.application)
         if type(answer) is not Answer:
             return answer
         return send(answer, environ, start_response, gateway.wrapper, front)
@@ -569,6 +567,52 @@ class Files:
     def close(self) -> None:
         """Close the folder. Requests fail afterwards."""
         self._mount.site.close()
+
+
+class Protocol:
+    """The three calls of the RSGI proposal for a WSGI application: each returns what the application has to return.
+
+        return sendgate.wsgi.Protocol(environ, start_response).response_file_fd(200, [("Content-Type", "a/b")], fd)
+
+    They have the arguments, the ownership and the errors of the methods of ``sendgate.Responder``, but that errors of
+    sending are the server's.
+    """
+
+    __slots__ = ("_environ", "_start_response")
+
+    def __init__(self, environ: Environ, start_response: StartResponse) -> None:
+        self._environ = environ
+        self._start_response = start_response
+
+    def response_file_fd(self, status: int, headers: Headers, fd: int) -> Iterable[bytes]:
+        """All of a file, as the application says. Takes fd over."""
+        return self._send(of_fd(self._request(), status, headers, fd))
+
+    def response_file_fd_range(self, status: int, headers: Headers, fd: int, start: int, end: int) -> Iterable[bytes]:
+        """The bytes from start to before end. Takes fd over. ValueError unless start < end; TruncatedError: end is
+        past the file.
+        """
+        return self._send(of_fd_range(self._request(), status, headers, fd, start, end))
+
+    def response_file_conditional(
+        self,
+        status: int,
+        headers: Headers,
+        file_path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+        if_none_match: Text | None = None,
+        if_modified_since: Text | None = None,
+        range_header: Text | None = None,
+        if_range: Text | None = None,
+    ) -> Iterable[bytes]:
+        """200, 206, 304 or 416 by these conditions, from one open and one fstat; 404 if there is no such file."""
+        conditions = if_none_match, if_modified_since, range_header, if_range
+        return self._send(of_path(self._request(), status, headers, file_path, *conditions))
+
+    def _request(self) -> Request:
+        return Request.from_environ(self._environ, has_body=False)
+
+    def _send(self, answer: Answer) -> Iterable[bytes]:
+        return send(answer, self._environ, self._start_response, self._environ.get("wsgi.file_wrapper"))
 
 
 def _front(environ: Environ, front: FrontServer | None) -> FrontServer | None:
