@@ -324,6 +324,7 @@ READ: dict[str, Callable[[Path], Any]] = {
     "gzip": lambda path: gzip.open(zipped(path)),
     "bz2": lambda path: bz2.open(io.BytesIO(bz2.compress(b"abc"))),
     "object around gzip": lambda path: Around(gzip.open(zipped(path))),
+    "object around such an object": lambda path: Around(Around(gzip.open(zipped(path)))),
     "derived class that reads otherwise": lambda path: swapped(),
     "recoder": lambda path: codecs.EncodedFile(io.BytesIO(b"abc"), "utf-8", "latin-1"),
     "pipe": lambda path: pipe(),

@@ -187,9 +187,9 @@ def _is_plain(filelike: Any) -> bool:
         return isinstance(filelike, io.FileIO) and type(filelike).read is io.FileIO.read
     if not (hasattr(filelike, "fileno") and hasattr(filelike, "tell")):
         return False
-    # tempfile's and Django's objects stand before another one, which may be anything.
+    # tempfile's and Django's objects stand before another one, which may be anything, and of their own kind too.
     inner = getattr(filelike, "file", None)
-    return not isinstance(inner, io.IOBase) or _is_plain(inner)
+    return inner is None or (inner is not filelike and _is_plain(inner))
 
 
 def _blocks(filelike: Any, size: int) -> Iterator[bytes]:
