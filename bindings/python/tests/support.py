@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
+
+import pytest
 
 
 class Pipe:
@@ -127,3 +131,49 @@ def running_server(directory: Path, log: Path, *options: str) -> Iterator[Server
         process.terminate()
         process.wait(20)
         process.stdout.close()
+
+
+# ---- System calls ----
+
+
+@contextlib.contextmanager
+def traced(process: int, calls: str, output: Path) -> Iterator[None]:
+    """The process's system calls, with the paths of descriptors."""
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("strace is not installed (Debian: apt-get install strace)")
+    tracer = subprocess.Popen(
+        [strace, "-f", "-y", "-s", "0", "-o", str(output), "-e", f"trace={calls}", "-p", str(process)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert tracer.stderr is not None
+    with tracer.stderr as stderr:
+        first = stderr.readline()
+        if "attached" not in first:
+            tracer.wait()
+            pytest.skip(f"strace can't attach: {first.strip()}")
+        try:
+            yield
+        finally:
+            tracer.send_signal(signal.SIGINT)
+            tracer.wait(20)
+
+
+READS = "read,pread64,readv,preadv,preadv2"
+
+
+def moved(trace: Path, call: str, name: str) -> int:
+    """The bytes of a file that calls of this kind have moved."""
+    total = 0
+    begun: dict[str, str] = {}
+    for line in trace.read_text().splitlines():
+        thread, text = line.split(None, 1)
+        # A call during which another thread had one is told in two lines.
+        if text.endswith("<unfinished ...>"):
+            begun[thread] = text
+        elif text.startswith("<..."):
+            text = begun.pop(thread, "") + text
+        if match := re.match(rf"{call}\(.*\d+<[^>]*/files/{name}>.* = (\d+)", text):
+            total += int(match[1])
+    return total

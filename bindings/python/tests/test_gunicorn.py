@@ -7,7 +7,6 @@ import functools
 import hashlib
 import os
 import re
-import shutil
 import signal
 import socket
 import ssl
@@ -24,7 +23,7 @@ import pytest
 from h2.connection import H2Connection
 from h2.events import DataReceived, StreamEnded
 
-from support import wait_until
+from support import READS, moved, traced, wait_until
 
 OURS = {name: f"sendgate.gunicorn.{name}" for name in ("SyncWorker", "ThreadWorker", "GeventWorker")}
 #: Those that keep connections. gunicorn's sync worker closes each.
@@ -1205,49 +1204,6 @@ def test_who_wants_to_know_of_requests_does(start: Start, tmp_path: Path, log: b
 
 
 # ---- System calls ----
-
-
-@contextlib.contextmanager
-def traced(process: int, calls: str, output: Path) -> Iterator[None]:
-    """The process's system calls, with the paths of descriptors."""
-    strace = shutil.which("strace")
-    if strace is None:
-        pytest.skip("strace is not installed (Debian: apt-get install strace)")
-    tracer = subprocess.Popen(
-        [strace, "-f", "-y", "-s", "0", "-o", str(output), "-e", f"trace={calls}", "-p", str(process)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert tracer.stderr is not None
-    with tracer.stderr as stderr:
-        first = stderr.readline()
-        if "attached" not in first:
-            tracer.wait()
-            pytest.skip(f"strace can't attach: {first.strip()}")
-        try:
-            yield
-        finally:
-            tracer.send_signal(signal.SIGINT)
-            tracer.wait(20)
-
-
-READS = "read,pread64,readv,preadv,preadv2"
-
-
-def moved(trace: Path, call: str, name: str) -> int:
-    """The bytes of a file that calls of this kind have moved."""
-    total = 0
-    begun: dict[str, str] = {}
-    for line in trace.read_text().splitlines():
-        thread, text = line.split(None, 1)
-        # A call during which another thread had one is told in two lines.
-        if text.endswith("<unfinished ...>"):
-            begun[thread] = text
-        elif text.startswith("<..."):
-            text = begun.pop(thread, "") + text
-        if match := re.match(rf"{call}\(.*\d+<[^>]*/files/{name}>.* = (\d+)", text):
-            total += int(match[1])
-    return total
 
 
 @each_worker
