@@ -299,6 +299,7 @@ class Gateway:
         if self._given is None:
             return result if type(result) is Answer else None
         status, headers = self._given
+        code = int(status[:3])
         if not is_sound(headers):
             return None
         if type(result) is Answer:
@@ -306,11 +307,10 @@ class Gateway:
             span = result.span()
             if span is None:
                 return None
-            how = result.arguments
-            return as_given(self._request(), int(status[:3]), headers, result.file, *span, result.close, how)
+            return as_given(self._request(), code, headers, result.file, *span, result.close, result.arguments)
         content_length(headers)  # one that is none is an error, whatever is returned
         method = self.environ["REQUEST_METHOD"]
-        arguments = self._conditional if may_be_less(method, int(status[:3]), headers) else None
+        arguments = self._conditional if may_be_less(method, code, headers) else None
         wrapper = _wrapper(result) or (None if arguments is None else _one_item(result, method, headers))
         content = None if wrapper is None else wrapper.content()
         if wrapper is None or content is None:
@@ -320,8 +320,7 @@ class Gateway:
         file, offset, length = content
         length = limited(headers, length, self.report)
         if arguments is None:
-            how = self._conditional
-            return as_given(self._request(), int(status[:3]), headers, file, offset, length, wrapper.close, how)
+            return as_given(self._request(), code, headers, file, offset, length, wrapper.close, self._conditional)
         return conditional(self._request(), headers, file, offset, length, wrapper.close, arguments)
 
     def _request(self) -> Request:
