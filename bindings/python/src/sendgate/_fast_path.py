@@ -17,8 +17,8 @@ from urllib.parse import unquote_to_bytes
 from sendgate._native import ffi, lib
 
 from ._answer import with_own
-from ._core import _EXCHANGE, _REP, _REQUEST, _RESULT, _SINK, _headers, _new, _set_str
-from ._sender import Sender, _Submitted
+from ._core import _REQUEST, _headers, _new, _set_str
+from ._sender import Sender, _Reused
 from ._site import _REMEMBERED, Known, Mount, acceptable
 from ._types import Connection
 
@@ -88,15 +88,8 @@ class FastPath:
         self._tag = ffi.new("char[]", lib.SENDGATE_ETAG_MAX)
         self._fd = ffi.new("int32_t *")
         self._errno = ffi.new("int32_t *")
-        self._rep = _new(_REP)
-        self._exchange = _new(_EXCHANGE)
-        self._exchange.request = self._request
-        self._exchange.rep = self._rep
-        self._sink = _new(_SINK)
-        self._sink.idle_timeout_ms = idle_ms
-        self._sink.flags = lib.SENDGATE_SINK_TRY_NOW
-        self._id = ffi.new("uint64_t *")
-        self._result = _new(_RESULT)
+        self._reused = _Reused(sender, idle_ms)
+        self._reused.exchange.request = self._request
 
     def answer(self, fd: int, data: bytes, token: Any) -> tuple[int, Connection] | None:
         """Answer what these bytes ask for, on a non-blocking socket.
@@ -115,7 +108,8 @@ class FastPath:
         prepared = self._find(asked, data)
         if prepared is None:
             return None
-        rep, opened = self._rep, self._fd
+        reused, opened = self._reused, self._fd
+        rep = reused.rep
         code = lib.sendgate_open(
             self._site._fd,
             prepared.path,
@@ -133,32 +127,19 @@ class FastPath:
         try:
             rep.content_type = prepared.content_type
             rep.flags |= self._rep_flags
-            self._exchange.headers = prepared.headers
-            self._exchange.n_headers = prepared.n_headers
-            self._sink.fd = fd
-            return self._submit(token)
+            reused.exchange.headers = prepared.headers
+            reused.exchange.n_headers = prepared.n_headers
+            reused.sink.fd = fd
+            id, code = reused.submit(token)
         finally:
             os.close(opened[0])
+        connection = Connection(reused.result.connection)
+        return None if code < 0 and connection is Connection.UNTOUCHED else (id, connection)
 
     @property
     def http_status(self) -> int:
         """Of the last answer."""
-        return int(self._result.http_status)
-
-    def _submit(self, token: Any) -> tuple[int, Connection] | None:
-        """What Sender._submit does, with the structs that there are."""
-        sender, given, result = self.sender, self._id, self._result
-        submitted = _Submitted(token, None)
-        key = id(submitted)
-        sender._submitted[key] = submitted
-        given[0] = 0
-        name = ffi.cast("void *", key)
-        code = lib.sendgate_sender_submit(sender._use(), self._exchange, self._sink, name, given, result)
-        if given[0] == 0:
-            del sender._submitted[key]
-            if code < 0 and result.connection == Connection.UNTOUCHED:
-                return None
-        return given[0], Connection(result.connection)
+        return int(self._reused.result.http_status)
 
     def _find(self, asked: bytes, data: bytes) -> _Prepared | None:
         """What is known of the file that a path means; None if there is none."""

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from sendgate._native import ffi, lib
 
 from ._core import (
+    _EXCHANGE,
+    _REP,
     _RESULT,
+    _SINK,
     _check,
     _error,
     _Exchange,
@@ -139,9 +142,9 @@ class Sender:
         is any object. Socket and file may be closed at once, because the library has duplicates of its own; memory is
         kept, and is not to be changed, until then. A blocking socket has O_NONBLOCK meanwhile.
 
-        try_now: send here, without waiting for the socket or the disk, what can be sent so: answers up to 64 KiB from
-        memory or the page cache, on a non-blocking socket (16 KiB on any). If that completes it, its Result is
-        returned, and it will not be reported.
+        try_now: send here, without waiting for the socket or the disk, what can be sent so: up to 1 MiB of a file that
+        is in the page cache, on a non-blocking socket (16 KiB on any), or 64 KiB of memory, or of a file with copy. If
+        that completes it, its Result is returned, and it will not be reported.
 
         An exception means that it will not be reported. BusyError: max_in_flight are in flight; take some, or answer
         503. TransferCancelledError: the sender was stopped. ForkedError. IOFailedError with EMFILE: no descriptor left.
@@ -264,3 +267,37 @@ class Sender:
     def __del__(self) -> None:
         # The thread has to end before the memory that it sends goes away.
         self.close()
+
+
+class _Reused:
+    """Submits one response after the other with structs that are made once. For one thread; nothing is kept of one.
+
+    What differs is for the caller to set. idle_ms: see the sink.
+    """
+
+    __slots__ = ("_id", "exchange", "rep", "result", "sender", "sink")
+
+    def __init__(self, sender: Sender, idle_ms: int) -> None:
+        self.sender = sender
+        self.rep = _new(_REP)
+        self.exchange = _new(_EXCHANGE)
+        self.exchange.rep = self.rep
+        self.sink = _new(_SINK)
+        self.sink.idle_timeout_ms = idle_ms
+        self.sink.flags = lib.SENDGATE_SINK_TRY_NOW
+        self._id = ffi.new("uint64_t *")
+        #: Of the last one.
+        self.result = _new(_RESULT)
+
+    def submit(self, token: Any) -> tuple[int, int]:
+        """What Sender._submit does, with the status code for a result."""
+        sender, given = self.sender, self._id
+        submitted = _Submitted(token, None)
+        key = id(submitted)
+        sender._submitted[key] = submitted
+        given[0] = 0
+        name = ffi.cast("void *", key)
+        code = lib.sendgate_sender_submit(sender._use(), self.exchange, self.sink, name, given, self.result)
+        if given[0] == 0:
+            del sender._submitted[key]
+        return given[0], code

@@ -95,7 +95,7 @@ async def _respond(sock: Target, make: Callable[[], _Exchange], pace: _Pace, sen
         if isinstance(sock, ssl.SSLSocket):
             with _TlsSocket(sock, pace) as tls:
                 return await _copy(tls.write, make)
-        return await _submit(sender, sock, make, pace)
+        return await _submit(sender, _to(sock, make, pace))
     if not hasattr(transport, "write") or hasattr(transport, "sendto"):
         raise TypeError(f"a transport with a stream to write to is needed, not {type(transport).__name__}")
     try:
@@ -104,7 +104,7 @@ async def _respond(sock: Target, make: Callable[[], _Exchange], pace: _Pace, sen
         if connection.sock is None or connection.encrypts:
             return await _copy(connection.write, make)
         await connection.drain()
-        result = await _submit(sender, connection, make, pace)
+        result = await _submit(sender, _to(connection, make, pace))
     except _Cut as cut:
         raise cut.error(_NOTHING) from cut.__cause__
     return result._replace(connection=Connection.CLOSE) if connection.is_closing() else result
@@ -261,9 +261,10 @@ def _own_sender(loop: asyncio.AbstractEventLoop) -> Sender:
     return sender
 
 
-async def _submit(sender: Sender | None, sock: Any, make: Callable[[], _Exchange], pace: _Pace) -> Result:
-    """The answer on a socket: now, if it takes no waiting, or in the background. make: is called when it is its turn;
-    what it returns is closed.
+async def _submit(sender: Sender | None, submit: Callable[[Sender, _Pending], tuple[int, Result]]) -> Result:
+    """The answer on a socket: now, if it takes no waiting, or in the background.
+
+    submit: is called when it is its turn, and does what Sender._submit does. sender: None is the loop's own.
     """
     loop = asyncio.get_running_loop()
     if sender is None:
@@ -271,16 +272,25 @@ async def _submit(sender: Sender | None, sock: Any, make: Callable[[], _Exchange
     hub = _hub(loop, sender)
     async with hub:
         pending = _Pending(hub)
-        limits = _milliseconds(pace.idle, "timeout"), _milliseconds(pace.rest(), "total_timeout"), pace.min_rate
-        target = sock.open_socket() if isinstance(sock, _Transport) else sock
-        sink = sender._sink(_Sink(target, *limits), try_now=True)
-        id, result = sender._submit(make(), sink, pending)
+        id, result = submit(sender, pending)
         if id == 0:
             return result
         completion = await hub.ended(sender, pending, id)
     if completion.error is not None:
         raise completion.error
     return completion.result
+
+
+def _to(sock: Any, make: Callable[[], _Exchange], pace: _Pace) -> Callable[[Sender, _Pending], tuple[int, Result]]:
+    """What ``_submit`` calls, for what make returns."""
+
+    def submit(sender: Sender, pending: _Pending) -> tuple[int, Result]:
+        limits = _milliseconds(pace.idle, "timeout"), _milliseconds(pace.rest(), "total_timeout"), pace.min_rate
+        target = sock.open_socket() if isinstance(sock, _Transport) else sock
+        sink = sender._sink(_Sink(target, *limits), try_now=True)
+        return sender._submit(make(), sink, pending)
+
+    return submit
 
 
 # ---- What Python writes ----

@@ -13,6 +13,7 @@ TLS connections are not offered the extensions: what is written past uvicorn wou
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -22,18 +23,22 @@ import uvicorn
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.utils import get_client_addr, get_path_with_query_string
 
+from sendgate._native import ffi, lib
+
 from ._adapters import IDLE, check_hooks
-from ._core import _Exchange
+from ._core import _error, _finish, _int, _milliseconds, _Sink
 from ._errors import PeerClosedError, ResponseTimeoutError, TransferCancelledError
 from ._fast_path import FastPath
+from ._sender import _Reused
 from ._types import Completion, Connection, Rule
 from .asgi import BODY, PATHSEND, Body, Files
-from .asyncio import _hub, _own_sender, _Pace, _Pending, _submit, _Transport
+from .asyncio import _Cut, _hub, _own_sender, _Pace, _Pending, _submit, _Transport
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
     from ._sender import Sender
+    from ._types import Result
     from ._uvicorn_h11 import H11
     from ._uvicorn_httptools import HttpTools
     from .asgi import Application, Message, Receive, Scope, Send
@@ -43,6 +48,9 @@ __all__ = ["H11", "HttpTools"]
 START = "http.response.start"
 CONTENT = "http.response.body"
 ZEROCOPYSEND = "http.response.zerocopysend"
+
+#: Without waiting for the other end of a FIFO.
+_OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 #: The versions that have what is used.
 WORKS_WITH = "0.36 to 0.54"
@@ -129,45 +137,52 @@ class _Sender:
     async def _file(self, message: Message) -> None:
         """Send the head, if it has not left yet, and a file."""
         held, self._held = self._held, None
-        content = _Content(message, self._protocol.copy)
+        content = _Content(message)
         try:
-            await self._content(held, content, message["type"] == ZEROCOPYSEND and message.get("more_body", False))
+            if self._cycle.disconnected:
+                return
+            more = message["type"] == ZEROCOPYSEND and message.get("more_body", False)
+            if self._cycle.scope["method"] == "HEAD":
+                if held is not None:
+                    await self._send(held)
+            else:
+                if held is not None:
+                    content.limit(_announced(held))
+                if not await self._content(held, content):
+                    return
+            # What ends a response is uvicorn's.
+            await self._send({"type": CONTENT, "body": b"", "more_body": more})
         finally:
             content.close()
 
-    async def _content(self, held: Message | None, content: _Content, more: bool) -> None:
-        cycle, protocol = self._cycle, self._protocol
-        if cycle.disconnected:
-            return
-        end = {"type": CONTENT, "body": b"", "more_body": more}
-        if cycle.scope["method"] == "HEAD":
-            if held is not None:
-                await self._send(held)
-            await self._send(end)
-            return
-        if held is not None:
-            content.limit(_announced(held))
-        pace = _Pace(protocol.send_timeout, None, 0)
-        connection = _Transport(cycle.transport, pace)
-        try:
-            await connection.drain()
-            # From here on to the end of the head nothing else runs, so that no one else's bytes get between.
+    async def _content(self, held: Message | None, content: _Content) -> bool:
+        """Whether the client has got it."""
+        cycle, protocol, transport = self._cycle, self._protocol, self._cycle.transport
+        behind = b""
+
+        def submit(sender: Sender, pending: _Pending) -> tuple[int, Result]:
+            nonlocal behind
+            if transport.is_closing():
+                raise _error(lib.SENDGATE_ERR_PEER_CLOSED)
+            # Nothing else runs meanwhile, so that no one else's bytes get between.
             head = b"" if held is None else self._captured(held)
-            # All but the last file: what ends a response is uvicorn's.
             framing = self._captured({"type": CONTENT, "body": content.length, "more_body": True})
             behind = framing[-2:]
-            content.set_head(head + framing[:-2])
-            await _submit(None, connection, lambda: content.exchange, pace)
-        except (PeerClosedError, ResponseTimeoutError, TransferCancelledError) as error:
-            protocol.logger.debug("A client left: %s", error)
+            return content.submit(protocol, sender, pending, head + framing[:-2])
+
+        try:
+            if transport.get_write_buffer_size():
+                await _Transport(transport, _Pace(protocol.send_timeout, None, 0)).drain()
+            await _submit(None, submit)
+        except (_Cut, PeerClosedError, ResponseTimeoutError, TransferCancelledError) as error:
+            protocol.logger.debug("A client has left: %s", error)
             cycle.disconnected = True
-            cycle.transport.abort()
-            return
+            transport.abort()
+            return False
         content.sent()
         if behind:
-            cycle.transport.write(behind)
-        if not more:
-            await self._send(end)
+            transport.write(behind)
+        return True
 
     def _captured(self, message: Message) -> bytes:
         """What uvicorn would write. It doesn't wait for anything, because nothing is in the transport's buffer."""
@@ -196,59 +211,95 @@ def _announced(message: Message) -> int:
 class _Content:
     """What a pathsend or zerocopysend sends."""
 
-    def __init__(self, message: Message, copy: bool) -> None:
+    def __init__(self, message: Message) -> None:
         self._body: Body | None = None
+        self._owned = -1
         self._rewind: Callable[[int], object] | None = None
+        self.length = _Length()
         offset: int | None = message.get("offset")
         file: Any
         if message["type"] == PATHSEND:
             file = message["path"]
-            offset = offset or 0
             if type(file) is Body:
                 self._body = file
-                self.exchange = file.answer.take()
-                self._own_length(file.answer.decision.body_length)  # type: ignore[union-attr]
+                self.length.length = file.answer.decision.body_length  # type: ignore[union-attr]
                 return
+            self._fd = self._owned = os.open(file, _OPEN_FLAGS)
+            offset = offset or 0
         else:
             file = message["file"]
+            self._fd = file if isinstance(file, int) else file.fileno()
             if offset is None:
                 # From where it stands, and it stands behind that afterwards.
-                self._rewind = file.seek if hasattr(file, "seek") else lambda position: os.lseek(file, position, 0)
+                self._rewind = file.seek if hasattr(file, "seek") else lambda place: os.lseek(file, place, os.SEEK_SET)
                 offset = file.tell() if hasattr(file, "tell") else os.lseek(file, 0, os.SEEK_CUR)
-        self._start = offset
-        self.exchange = _Exchange(
-            None, file, offset=offset, length=message.get("count"), etag=False, last_modified=False, copy=copy
-        )
-        self._own_length(int(self.exchange.c.rep.length))
+        try:
+            self._measure(offset, message.get("count"))
+        except BaseException:
+            self.close()
+            raise
 
-    def _own_length(self, length: int) -> None:
-        self.length = _Length()
-        self.length.length = length
+    def _measure(self, offset: int, count: int | None) -> None:
+        """How many bytes there are to send, of those that there are."""
+        status = os.fstat(self._fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise _error(lib.SENDGATE_ERR_NOT_REGULAR)
+        rest = max(0, status.st_size - _int(offset, 0, 2**63 - 1, "offset"))
+        self._offset = offset
+        self.length.length = rest if count is None else _int(count, 0, 2**63 - 1, "count")
+        if len(self.length) > rest:
+            raise _short(rest, len(self.length))
 
     def limit(self, announced: int) -> None:
         """Send no more than the head says: a file may grow after its length was asked for."""
         if len(self.length) < announced:
-            raise RuntimeError(
-                f"the response has {len(self.length)} bytes, and its Content-Length is {announced}: "
-                "the file is shorter than it was"
-            )
+            raise _short(len(self.length), announced)
         if self._body is None:
-            self.exchange.c.rep.length = self.length.length = announced
+            self.length.length = announced
 
-    def set_head(self, head: bytes) -> None:
-        """The bytes that leave first."""
-        self.exchange.set_head(head)
+    def submit(self, protocol: Protocol, sender: Sender, token: _Pending, head: bytes) -> tuple[int, Result]:
+        """What Sender._submit does."""
+        if self._body is not None:
+            exchange = self._body.answer.take()
+            exchange.set_head(head)
+            if protocol.copy:
+                exchange.c.rep.flags |= lib.SENDGATE_REP_COPY
+            sink = _Sink(protocol.fd, protocol.idle_ms)
+            return sender._submit(exchange, sender._sink(sink, try_now=True), token)
+        reused = _reused.get(sender)
+        if reused is None:
+            reused = _reused[sender] = _Reused(sender, 0)
+            reused.exchange.head = lib.SENDGATE_HEAD_GIVEN
+            reused.rep.kind = lib.SENDGATE_REP_FILE
+        exchange, rep, sink = reused.exchange, reused.rep, reused.sink
+        text = ffi.from_buffer(head)
+        exchange.head_text.ptr, exchange.head_text.len = text, len(head)
+        rep.fd, rep.offset, rep.length = self._fd, self._offset, len(self.length)
+        rep.flags = lib.SENDGATE_REP_COPY if protocol.copy else 0
+        sink.fd, sink.idle_timeout_ms = protocol.fd, protocol.idle_ms
+        id, code = reused.submit(token)
+        return id, _finish(code, reused.result, None)
 
     def sent(self) -> None:
         """All of it has left."""
         if self._rewind is not None:
-            self._rewind(self._start + len(self.length))
+            self._rewind(self._offset + len(self.length))
 
     def close(self) -> None:
         """It was sent, or will not be."""
-        self.exchange.close()
+        owned, self._owned = self._owned, -1
+        if owned >= 0:
+            os.close(owned)
         if self._body is not None:
             self._body.answer.close()
+
+
+def _short(there: int, announced: int) -> RuntimeError:
+    return RuntimeError(f"the file has {there} bytes to send, but {announced} were announced: it became shorter")
+
+
+#: What submits files, by sender.
+_reused: WeakKeyDictionary[Sender, _Reused] = WeakKeyDictionary()
 
 
 class _Application:
@@ -320,8 +371,9 @@ class Protocol:
         sock = transport.get_extra_info("socket")
         if self.scheme == "http" and sock is not None:
             self.app = _Application(self, self._inner)
+            self.fd = sock.fileno()
+            self.idle_ms = _milliseconds(self.send_timeout, "send_timeout")
             self._fast_path = self._make_fast_path()
-            self._fd = sock.fileno()
 
     def data_received(self, data: bytes) -> None:
         """asyncio's."""
@@ -349,8 +401,7 @@ class Protocol:
         if made is None or made[0] is not sender:
             own = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in config.encoded_headers]
             fields: Any = own if config.date_header else [*own, ("Date", "", Rule.REMOVE)]
-            idle_ms = int(self.send_timeout * 1000)
-            fast_path = FastPath(application._mount, sender, fields=tuple(fields), idle_ms=idle_ms, copy=self.copy)
+            fast_path = FastPath(application._mount, sender, fields=tuple(fields), idle_ms=self.idle_ms, copy=self.copy)
             made = _fast_paths[application] = sender, fast_path
         return made[1]
 
@@ -363,7 +414,7 @@ class Protocol:
             return False
         hub = _hub(self.loop, fast_path.sender)
         try:
-            given = fast_path.answer(self._fd, data, _Answering(hub, self))
+            given = fast_path.answer(self.fd, data, _Answering(hub, self))
         except Exception as error:
             # A mistake in the application's own functions, say: uvicorn's way ends in its log.
             self.logger.debug("Fast path: %s", error)
