@@ -11,6 +11,7 @@ through its transport: that is correct, but copies.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
@@ -21,9 +22,10 @@ from aiohttp.web_fileresponse import CONTENT_TYPES
 
 from ._adapters import IDLE, check_hooks
 from ._answer import Answer, _own
-from ._core import File, Request
+from ._core import File, Request, _Exchange
 from ._errors import NotRegularError, ResponseTimeoutError, SendgateError
 from ._site import Mount, acceptable, beside, status_of
+from ._types import Connection
 from .asyncio import _in_thread, _Pace, _respond
 
 if TYPE_CHECKING:
@@ -33,17 +35,18 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ._site import Coding, SiteArguments
-    from ._types import ExchangeArguments, FileArg, LastModified, Result
+    from ._types import ExchangeArguments, FileArg, LastModified
 
 __all__ = ["FileResponse", "StaticResource", "static"]
 
 #: Versions of aiohttp with which the tests pass.
 WORKS_WITH = "3.14"
-check_hooks(
-    f"sendgate.aiohttp, which works with aiohttp {WORKS_WITH}, not {aiohttp.__version__},",
-    web.StaticResource,
-    "_handle",
-)
+_KNOWN = f"sendgate.aiohttp, which works with aiohttp {WORKS_WITH}, not {aiohttp.__version__},"
+check_hooks(_KNOWN, web.StreamResponse, "_write_headers")
+check_hooks(_KNOWN, web.StaticResource, "_handle")
+
+#: What aiohttp refuses in a head.
+_CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class FileResponse(web.FileResponse):
@@ -102,6 +105,8 @@ class FileResponse(web.FileResponse):
             "copy": copy,
             "check": check,
         }
+        #: aiohttp's, if there is content.
+        self._writer: AbstractStreamWriter | None = None
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Decide, and send all of it. aiohttp calls this, unless the handler has done so."""
@@ -122,8 +127,8 @@ class FileResponse(web.FileResponse):
             finally:
                 answer.close()
         finally:
-            # A mmap has a close() too, but is a buffer.
-            if hasattr(self._file, "fileno") and hasattr(self._file, "close"):
+            # An mmap has a close() too, but is a buffer, and so is a BytesIO.
+            if hasattr(self._file, "fileno") and hasattr(self._file, "close") and not hasattr(self._file, "getbuffer"):
                 self._file.close()
 
     def _open(self, request: web.BaseRequest) -> Answer:
@@ -132,7 +137,10 @@ class FileResponse(web.FileResponse):
         path = os.fsencode(file) if isinstance(file, (str, os.PathLike)) else None
         fields = self.headers.copy()
         wanted = Request(request.method, 11 if request.version >= (1, 1) else 10, request.raw_headers, has_body=False)
-        if fields.get(hdrs.ACCEPT_RANGES, "").strip().lower() == "none":
+        if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
+            # What another method has done can't be undone.
+            wanted = wanted._full()
+        elif fields.get(hdrs.ACCEPT_RANGES, "").strip().lower() == "none":
             wanted = wanted._unranged()
         if hdrs.CONTENT_TYPE not in fields:
             fields[hdrs.CONTENT_TYPE] = _content_type(file if path is not None else getattr(file, "name", None))
@@ -184,45 +192,69 @@ class FileResponse(web.FileResponse):
                 # That of a GET isn't known.
                 self.headers.pop(hdrs.CONTENT_LENGTH, None)
             self.enable_compression(web.ContentCoding.identity)
+        if decision.body_length:
+            self._writer = request.writer
         writer = await web.StreamResponse.prepare(self, request)
         if writer is None or decision.body_length == 0:
             return writer
-        # aiohttp compresses, and so doesn't know the length.
-        compresses = writer.length is None
+        # The fields may have been changed by signals.
+        head = _head(request.version, self.status, self.reason, self.headers)
         try:
-            await (self._compress(answer) if compresses else self._hand_over(request, answer, writer))
+            if self._is_compressed():
+                while block := await _in_thread(next, answer, b""):
+                    await self.write(block)
+            else:
+                await self._hand_over(request, answer, head)
         except BaseException as error:
-            # What was announced can't come any more, and nothing may follow, not even what the transport holds.
-            if request.transport is not None:
+            nothing_sent = isinstance(error, SendgateError) and error.connection is Connection.UNTOUCHED
+            if not nothing_sent and request.transport is not None:
+                # What was announced can't come any more, and nothing may follow, not even what the transport holds.
                 request.transport.abort()
-            if not compresses:
-                await web.StreamResponse.write_eof(self)
             if isinstance(error, ResponseTimeoutError):
-                # To aiohttp a TimeoutError is the handler's, while it knows what to do about a connection that is gone.
+                # To aiohttp a TimeoutError is the handler's. It knows what to do about a connection that is gone.
                 raise ConnectionAbortedError(error.errno, str(error)) from error
             raise
         await web.StreamResponse.write_eof(self)
         return writer
 
-    async def _hand_over(self, request: web.BaseRequest, answer: Answer, writer: AbstractStreamWriter) -> None:
-        """The content, by the library."""
+    def _is_compressed(self) -> bool:
+        """Whether aiohttp compresses the content: then its length isn't known."""
+        return self._writer is not None and self._writer.length is None
+
+    async def _write_headers(self) -> None:
+        """aiohttp's, for the end of its prepare. A head that content follows leaves with it."""
+        if self._writer is None or self._is_compressed():
+            await super()._write_headers()
+
+    async def _hand_over(self, request: web.BaseRequest, answer: Answer, head: bytes) -> None:
+        """Head and content, by the library."""
         if request.transport is None:
             raise ConnectionResetError("Connection lost")
-        result: Result | None = None
-        try:
-            result = await _respond(request.transport, answer.take, _Pace(*self._limits))
-        except SendgateError as error:
-            result = error.result
-            raise
-        finally:
-            if result is not None:
-                # For the access log.
-                writer.output_size += result.head_sent + result.body_sent
 
-    async def _compress(self, answer: Answer) -> None:
-        """The content, by aiohttp."""
-        while block := await _in_thread(next, answer, b""):
-            await self.write(block)
+        def make() -> _Exchange:
+            exchange = answer.take()
+            exchange.set_head(head)
+            return exchange
+
+        writer = request.writer
+        try:
+            result = await _respond(request.transport, make, _Pace(*self._limits))
+        except SendgateError as error:
+            if error.result is not None and error.connection is not Connection.UNTOUCHED:
+                writer.output_size += error.result.head_sent + error.result.body_sent
+                # For the access log. There is nothing left that aiohttp could write.
+                await web.StreamResponse.write_eof(self)
+            raise
+        writer.output_size += result.head_sent + result.body_sent
+
+
+def _head(version: tuple[int, int], status: int, reason: str, headers: CIMultiDict[str]) -> bytes:
+    """A response's head, as aiohttp writes it."""
+    lines = [f"HTTP/{version[0]}.{version[1]} {status} {reason}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    if _CONTROLS.search("".join(lines)) is not None:
+        raise ValueError("a field of the response has a control character")
+    return "\r\n".join([*lines, "\r\n"]).encode()
 
 
 def _content_type(name: Any) -> str:
