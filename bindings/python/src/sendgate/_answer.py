@@ -296,8 +296,8 @@ def as_given(
     status: int,
     headers: list[tuple[str, str]],
     file: FileArg,
-    offset: int,
-    length: int,
+    offset: int | None,
+    length: int | None,
     close: Callable[[], object] | None,
     arguments: ExchangeArguments | None = None,
 ) -> Answer:
@@ -329,8 +329,8 @@ def conditional(
     request: Request,
     headers: list[tuple[str, str]],
     file: FileArg,
-    offset: int,
-    length: int,
+    offset: int | None,
+    length: int | None,
     close: Callable[[], object] | None,
     arguments: ExchangeArguments,
 ) -> Answer:
