@@ -1,0 +1,221 @@
+"""``Heads``: the answers for the files of a site, without making each head anew.
+
+For applications on servers that write the head themselves, and want it as fields. What the answer is, the library
+decides anew each time, after a fresh open and fstat; but the fields that go with a decision are the same as long as the
+file is, so they are made once, and remembered. Not those of a file that was changed just now: its entity tag is weak,
+and becomes a strong one without another change (RFC 9110 8.8.1).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sendgate._native import ffi, lib
+
+from ._core import _DECISION, _EXCHANGE, _REP, _REQUEST, File, _headers, _new, _set_str
+from ._site import _REMEMBERED, Known, Site, acceptable
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeAlias
+
+    from ._site import Found
+
+    #: Names and values, as servers want them.
+    Fields: TypeAlias = "list[tuple[str, str]]"
+    #: Length and time of modification of a file.
+    Version: TypeAlias = "tuple[int, int, int]"
+
+#: Fields of a request that have a part in the decision, and what they are called in a sendgate_request.
+CONDITIONS = {
+    name: name.replace("-", "_")
+    for name in ("if-match", "if-modified-since", "if-none-match", "if-range", "if-unmodified-since", "range")
+}
+_MAX_RANGES = 64
+
+
+class Head(NamedTuple):
+    """An answer: status and fields, and which bytes of the file are its content, sent or not (HEAD)."""
+
+    status: int
+    fields: Fields
+    #: Open; whoever gets this closes it.
+    fd: int
+    offset: int
+    length: int
+
+
+class _Variant:
+    """A file, or the one with a coding beside it, as it is sent for a path."""
+
+    def __init__(self, path: bytes, fields: tuple[tuple[str, str], ...]) -> None:
+        #: Beneath the folder.
+        self.path = path
+        self._keep: list[Any] = []
+        self.headers, self.n_headers = _headers(fields, [], self._keep)
+        #: Which version of the file there are heads for, and these by status; a 206 is without the fields of its range.
+        self.made: tuple[Version, dict[int, Fields]] | None = None
+
+
+class _Path:
+    """What is remembered of a path."""
+
+    def __init__(self, known: Known) -> None:
+        self.known = known
+        #: By the suffix of the file that is sent.
+        self.variants: dict[bytes, _Variant] = {}
+
+
+class _Structs:
+    """What one call of the library needs."""
+
+    def __init__(self) -> None:
+        self.request = _new(_REQUEST)
+        self.rep = _new(_REP)
+        self.tag = ffi.new("char[]", lib.SENDGATE_ETAG_MAX)
+        self.exchange = _new(_EXCHANGE)
+        self.exchange.request = self.request
+        self.exchange.rep = self.rep
+        self.decision = _new(_DECISION)
+        self.ranges = ffi.new("sendgate_range[]", _MAX_RANGES)
+        self.fd = ffi.new("int32_t *")
+        self.errno = ffi.new("int32_t *")
+
+    def open(self, site: Site, path: bytes) -> bool:
+        """Open and fstat a file. False: whoever asks for it in the other way is told why it can't be."""
+        flags = lib.SENDGATE_OPEN_OUTSIDE if site._outside else 0
+        room = lib.SENDGATE_ETAG_MAX
+        code = lib.sendgate_open(site._fd, path, flags, self.tag, room, self.fd, self.rep, self.errno)
+        return bool(code == lib.SENDGATE_OK)
+
+    def decide(self, variant: _Variant, method: str, given: Mapping[str, bytes]) -> bool:
+        """Decide about the file that is open. False: the library refuses, or there are several ranges to send."""
+        request, keep = self.request, list[Any]()
+        try:
+            if method != "GET":
+                _set_str(request.method, method.encode("latin-1"), keep)
+            for name, given_value in given.items():
+                _set_str(getattr(request, CONDITIONS[name]), given_value, keep)
+            self.exchange.headers = variant.headers
+            self.exchange.n_headers = variant.n_headers
+            code = lib.sendgate_decide(self.exchange, self.ranges, _MAX_RANGES, self.decision)
+            return bool(code == lib.SENDGATE_OK and self.decision.n_ranges <= 1)
+        finally:
+            # What they point to ends here.
+            for value in (request.method, *(getattr(request, CONDITIONS[name]) for name in given)):
+                value.ptr, value.len = ffi.NULL, 0
+
+
+class Heads:
+    """One site's. Threads may share it."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._paths: dict[str, _Path] = {}
+        #: Those that no call uses at the moment.
+        self._structs: list[_Structs] = []
+
+    def find(self, path: str, method: str, given: Mapping[str, bytes], accept_encoding: str | None) -> Head | None:
+        """What answers a GET or a HEAD. None: that isn't known by heart.
+
+        given: those of the CONDITIONS that the request has.
+        """
+        remembered = self._paths.get(path)
+        if remembered is None or remembered.known.until < time.monotonic():
+            return None
+        variant = remembered.variants.get(_suffix(remembered.known, accept_encoding))
+        if variant is None:
+            return None
+        try:
+            structs = self._structs.pop()
+        except IndexError:
+            structs = _Structs()
+        try:
+            return self._open(structs, variant, method, given)
+        finally:
+            self._structs.append(structs)
+
+    def _open(self, structs: _Structs, variant: _Variant, method: str, given: Mapping[str, bytes]) -> Head | None:
+        if not structs.open(self._site, variant.path):
+            return None
+        fd: int = structs.fd[0]
+        head = None
+        try:
+            head = _head(structs, fd, variant, method, given)
+        finally:
+            if head is None:
+                os.close(fd)
+        return head
+
+    def remember(
+        self, path: str, found: Found, accept_encoding: str | None, status: int, fields: Fields, parts: int
+    ) -> None:
+        """An answer that was made in the other way. fields: as the server gets them. parts: ranges."""
+        known, file = found.known, found.file
+        if known is None or not isinstance(file, File) or parts > 1:
+            return
+        suffix = _suffix(known, accept_encoding)
+        if found.fields != _fields(known, suffix):
+            return  # another coding than the best, which is gone
+        remembered = self._paths.get(path)
+        if remembered is None or remembered.known is not known:
+            if len(self._paths) >= _REMEMBERED:
+                self._paths.clear()
+            remembered = self._paths[path] = _Path(known)
+        variant = remembered.variants.get(suffix)
+        if variant is None:
+            variant = remembered.variants[suffix] = _Variant(known.path + suffix, found.fields)
+        version = _version(file._rep)
+        if variant.made is None or variant.made[0] != version:
+            if ("ETag", file.etag) not in fields:
+                return  # weak, or not said, as in a 416
+            variant.made = version, {}
+        variant.made[1][status] = [field for field in fields if status != 206 or field[0] not in _OF_A_RANGE]
+
+
+#: What differs from one range to the next.
+_OF_A_RANGE = ("Content-Length", "Content-Range")
+
+
+def _head(structs: _Structs, fd: int, variant: _Variant, method: str, given: Mapping[str, bytes]) -> Head | None:
+    """The answer for the file that is open."""
+    version = _version(structs.rep)
+    made = variant.made
+    if made is None or made[0] != version:
+        return None
+    heads, size = made[1], version[0]
+    if not given:
+        fields = heads.get(200)
+        return None if fields is None else Head(200, fields, fd, 0, size)
+    if not structs.decide(variant, method, given):
+        return None
+    status: int = structs.decision.http_status
+    fields = heads.get(status)
+    if fields is None:
+        return None
+    if status != 206:
+        return Head(status, fields, fd, 0, size if status == 200 else 0)
+    offset: int = structs.ranges[0].offset
+    length: int = structs.ranges[0].length
+    values = (str(length), f"bytes {offset}-{offset + length - 1}/{size}")
+    return Head(206, [*fields, *zip(_OF_A_RANGE, values)], fd, offset, length)
+
+
+def _version(rep: Any) -> Version:
+    return rep.length, rep.mtime, rep.mtime_nsec
+
+
+def _suffix(known: Known, accept_encoding: str | None) -> bytes:
+    """That of the file which is sent."""
+    if accept_encoding and known.codings:
+        wanted = acceptable(accept_encoding, known.codings)
+        if wanted:
+            return wanted[0][1]
+    return b""
+
+
+def _fields(known: Known, suffix: bytes) -> tuple[tuple[str, str], ...]:
+    """Those of that file."""
+    return next((known.coded(coding) for coding in known.codings if coding[1] == suffix), known.fields)
