@@ -1,0 +1,750 @@
+"""``sendgate.rsgi`` on a real Granian, and what it lends without one. The application is ``rsgi_application``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rows
+from sendgate import rsgi
+from sendgate._leases import Leases
+from support import wait_until
+
+HERE = Path(__file__).resolve().parent
+LOOPS = ("asyncio", "uvloop")
+#: By name: what is read at once, and what is given as a path.
+SIZES = {"empty": 0, "small": 10_000, "large": 700_001, "other": 700_001, "huge": 20_000_000}
+#: Seconds: of what is lent.
+PERIOD = 2.0
+LONG_AGO = 784111777
+CONTENT = {name: random.Random(name).randbytes(size) for name, size in SIZES.items()}
+
+
+@dataclasses.dataclass
+class Granian:
+    """One that runs."""
+
+    loop: str
+    address: tuple[str, int]
+    folder: Path
+    #: The process in which the application is.
+    worker: int
+
+    @property
+    def log(self) -> str:
+        """What it has written so far."""
+        return (self.folder / "log").read_text()
+
+    def ask(
+        self, target: str, *fields: str, method: str = "GET", body: bytes = b"", version: str = "1.1"
+    ) -> rows.Response:
+        """One request, one answer, whose framing is checked; and then another on the same connection."""
+        if body:
+            fields = (*fields, f"Content-Length: {len(body)}")
+        lines = [f"{method} {target} HTTP/{version}", "Host: localhost", *fields]
+        request = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1") + body
+        return rows.fetch(self.address, request, timeout=60, probe=rows.probe("/files/small"))
+
+    def text(self, target: str) -> str:
+        """The body of an answer that is 200."""
+        response = self.ask(target)
+        assert response.status == 200
+        assert response.body is not None
+        return response.body.decode()
+
+
+@contextlib.contextmanager
+def granian(loop: str, *options: str, limit: int | None = None, **environment: str) -> Iterator[Granian]:
+    """Start it with the application, wait until it answers, and stop it at the end. limit: of its descriptors."""
+    import resource
+
+    with tempfile.TemporaryDirectory(prefix="sendgate-rsgi-") as name, socket.socket() as reserved:
+        folder = Path(name)
+        (folder / "files").mkdir()
+        for file, content in CONTENT.items():
+            (folder / "files" / file).write_bytes(content)
+            os.utime(folder / "files" / file, (LONG_AGO, LONG_AGO))
+        shutil.copy(HERE / "rsgi_application.py", folder)
+        # A socket that is bound, but doesn't listen, keeps the port for a server that sets SO_REUSEADDR.
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        address = reserved.getsockname()
+        command = [sys.executable, "-m", "granian", "--interface", "rsgi", "--loop", loop, "--port", str(address[1])]
+
+        def limited() -> None:
+            if limit is not None:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+
+        with (folder / "log").open("w") as log:
+            process = subprocess.Popen(
+                [*command, *options, "rsgi_application:application"],
+                cwd=folder,
+                env={**os.environ, "SENDGATE_TEST_PERIOD": str(PERIOD), **environment},
+                stdout=log,
+                stderr=log,
+                preexec_fn=limited,
+            )
+        try:
+            yield Granian(loop, address, folder, _worker(process, address, folder / "log"))
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise
+
+
+def _worker(process: subprocess.Popen[bytes], address: tuple[str, int], log: Path) -> int:
+    """Wait until it answers. The process that does so."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            rows.fetch(address, b"HEAD /files/small HTTP/1.1\r\nHost: localhost\r\n\r\n", timeout=60)
+            break
+        except ConnectionRefusedError as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"Granian doesn't answer: {log.read_text()}") from error
+            time.sleep(0.02)
+    found = re.search(r"Spawning worker-1 with PID: (\d+)", log.read_text())
+    assert found, log.read_text()
+    return int(found[1])
+
+
+@pytest.fixture(scope="module", params=LOOPS)
+def server(request: pytest.FixtureRequest) -> Iterator[Granian]:
+    """One for each event loop."""
+    with granian(request.param) as server:
+        yield server
+
+
+# ---- The rows ----
+
+SOCKET_ROWS = [row for row in rows.load() if row.values_only is None]
+#: Content that a request announces: Granian reads what the application leaves unread.
+ANNOUNCED = {
+    "conn-unread-chunked-body": b"5\r\nHello\r\n0\r\n\r\n",
+    "conn-unread-body-of-known-length": b"1234567",
+}
+#: What the server makes of the answers to some rows, whatever the application says.
+DIFFERENT = {
+    # It shows only fields of ASCII, and of this one that it is there: it can't be known that the tag is in it.
+    "inm-obs-text": ["status 200 instead of 304"],
+    # It answers HTTP/1.0 with HTTP/1.0.
+    **{row.name: ["version HTTP/1.0"] for row in SOCKET_ROWS if row.version == 10},
+}
+
+
+@pytest.mark.parametrize("row", SOCKET_ROWS, ids=str)
+def test_row(row: rows.Row, server: Granian) -> None:
+    """What Files answers is what the row expects, also when it is known by heart, and leaves the connection in step."""
+    path = rows.make_file(server.folder / "files", row)
+    try:
+        tag = rows.file_tag(path)
+        target = f"/files/{path.name}"
+        request = rows.build_request(row, target, "localhost", tag)
+        request += ANNOUNCED.get(row.name, b"12345" if row.body else b"")
+        for _ in range(2):
+            response = rows.fetch(server.address, request, timeout=60, probe=rows.probe(target))
+            assert complaints(as_served(row), response, tag) == DIFFERENT.get(row.name, [])
+    finally:
+        path.unlink()
+
+
+def as_served(row: rows.Row) -> rows.Row:
+    """The row as Files answers it: text is UTF-8, and whether the connection stays is the server's affair."""
+    expect = dict(row.expect)
+    expect["fields"] = [
+        [name, value + "; charset=utf-8" if value == "text/plain" else value]
+        for name, value in row.expect.get("fields", [])
+        if name != "Connection"
+    ]
+    expect["absent"] = [name for name in row.expect.get("absent", []) if name != "Connection"]
+    if row.version == 10 or row.body or row.name in ANNOUNCED:
+        expect.pop("keep_alive", None)
+    return dataclasses.replace(row, expect=expect)
+
+
+def complaints(row: rows.Row, response: rows.Response, tag: str) -> list[str]:
+    """What the judge says against the answer."""
+    try:
+        rows.check(row, response, etag=tag)
+    except rows.Mismatch as mismatch:
+        return re.findall("^  - (.*)$", str(mismatch), re.MULTILINE)
+    return []
+
+
+# ---- The document's decision tree ----
+
+TAG = {name: f'"{LONG_AGO * 10**9:x}-{size:x}"' for name, size in SIZES.items()}
+DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
+BEFORE = "Sat, 05 Nov 1994 08:49:37 GMT"
+AFTER = "Mon, 07 Nov 1994 08:49:37 GMT"
+OWN_DATE = "Last-Modified=" + AFTER.replace(" ", "+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A request by which /conditional is asked, and the answer."""
+
+    name: str
+    fields: tuple[str, ...]
+    status: int
+    span: tuple[int, int] | None = None
+    #: What the application says, as a query.
+    own: str = ""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+TREE = (
+    Case("no condition", (), 200),
+    Case("If-None-Match matches", ("If-None-Match: {tag}",), 304),
+    Case("If-None-Match matches weakly", ("If-None-Match: W/{tag}",), 304),
+    Case("If-None-Match matches in a list", ('If-None-Match: "a", {tag}',), 304),
+    Case("If-None-Match: any", ("If-None-Match: *",), 304),
+    Case("If-None-Match doesn't match", ('If-None-Match: "a"',), 200),
+    Case("If-None-Match wins", ('If-None-Match: "a"', f"If-Modified-Since: {AFTER}"), 200),
+    Case("If-Modified-Since, then", (f"If-Modified-Since: {DATE}",), 304),
+    Case("If-Modified-Since, later", (f"If-Modified-Since: {AFTER}",), 304),
+    Case("If-Modified-Since, before", (f"If-Modified-Since: {BEFORE}",), 200),
+    Case("If-Modified-Since, no date", ("If-Modified-Since: today",), 200),
+    Case("a range", ("Range: bytes=10-99",), 206, (10, 100)),
+    Case("a range to the end", ("Range: bytes=100-",), 206, (100, -1)),
+    Case("a suffix", ("Range: bytes=-7",), 206, (-7, -1)),
+    Case("a range and If-None-Match", ("Range: bytes=10-99", "If-None-Match: {tag}"), 304),
+    Case("no such range", ("Range: bytes=99999999-",), 416),
+    Case("no range at all", ("Range: bytes=9-1",), 200),
+    Case("another unit", ("Range: lines=1-9",), 200),
+    Case("If-Range matches", ("Range: bytes=10-99", "If-Range: {tag}"), 206, (10, 100)),
+    Case("If-Range doesn't match", ("Range: bytes=10-99", 'If-Range: "a"'), 200),
+    Case("If-Range is weak", ("Range: bytes=10-99", "If-Range: W/{tag}"), 200),
+    Case("If-Range with the date", ("Range: bytes=10-99", f"If-Range: {DATE}"), 206, (10, 100)),
+    Case("If-Range with another date", ("Range: bytes=10-99", f"If-Range: {AFTER}"), 200),
+    Case("the application's ETag", (), 200, own="ETag=%22mine%22"),
+    Case("the application's ETag matches", ('If-None-Match: "mine"',), 304, own="ETag=%22mine%22"),
+    Case("the file's doesn't then", ("If-None-Match: {tag}",), 200, own="ETag=%22mine%22"),
+    Case("a range of the application's", ("Range: bytes=10-99", 'If-Range: "mine"'), 206, (10, 100), "ETag=%22mine%22"),
+    Case("the application's date", (f"If-Modified-Since: {DATE}",), 200, own=OWN_DATE),
+    Case("the application's date, then", (f"If-Modified-Since: {AFTER}",), 304, own=OWN_DATE),
+    Case("the application's status", ("If-None-Match: {tag}", "Range: bytes=10-99"), 404, own="status=404"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("file", ["small", "large"])
+@pytest.mark.parametrize("case", TREE, ids=str)
+def test_decision_tree(case: Case, file: str, method: str, server: Granian) -> None:
+    """The five outcomes, from one descriptor; the application's ETag and Last-Modified win."""
+    fields = [field.format(tag=TAG[file]) for field in case.fields]
+    response = server.ask(f"/conditional/{file}?{case.own}", *fields, method=method)
+    content, size = CONTENT[file], SIZES[file]
+    if method == "HEAD" and case.status in (206, 416):
+        # Ranges are defined for GET alone (RFC 9110 14.2).
+        assert response.status == 200
+        assert response.get("Content-Length") == str(size)
+        return
+    assert response.status == case.status
+    sent = {200: content, 404: content, 304: b"", 416: b""}.get(case.status)
+    if case.span is not None:
+        first, last = (at % size if at < 0 else at for at in case.span)
+        last += case.span[1] < 0
+        sent = content[first:last]
+        assert response.get("Content-Range") == f"bytes {first}-{last - 1}/{size}"
+    assert sent is not None
+    assert response.get("Content-Length") == (None if case.status == 304 else str(len(sent)))
+    assert response.body == (b"" if method == "HEAD" else sent)
+    if case.status == 416:
+        assert response.get("Content-Range") == f"bytes */{size}"
+    else:
+        assert response.get("ETag") == ('"mine"' if "ETag" in case.own else TAG[file])
+    if case.status in (200, 206):
+        assert response.get("Last-Modified") == (AFTER if "Last-Modified" in case.own else DATE)
+        assert response.get("Accept-Ranges") == "bytes"
+
+
+def test_several_ranges(server: Granian) -> None:
+    """They are answered as multipart/byteranges, as everywhere; what is large goes through a pipe."""
+    asked = {"small": [(0, 9), (100, 199)], "huge": [(5, 9), (1000, 9_000_000), (12_000_000, 19_999_999)]}
+    for (file, spans), target in itertools.product(asked.items(), ("/conditional/", "/files/")):
+        ranges = ",".join(f"{first}-{last}" for first, last in spans)
+        response = server.ask(target + file, f"Range: bytes={ranges}")
+        assert response.status == 206
+        parts = response.parts()
+        assert [(part.first, part.last) for part in parts] == spans
+        assert all(part.data == CONTENT[file][part.first : part.last + 1] for part in parts)
+    assert not list(Path("/dev/shm").glob("sendgate-*/content"))
+
+
+def test_no_such_file(server: Granian) -> None:
+    """404 with an empty body."""
+    response = server.ask("/conditional/none?X=y")
+    assert (response.status, response.body, response.get("X")) == (404, b"", None)
+
+
+# ---- By descriptor ----
+
+
+@pytest.mark.parametrize("file", SIZES)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_all_of_a_descriptor(file: str, method: str, server: Granian) -> None:
+    """Status and fields are the application's, and Content-Length is what is sent."""
+    response = server.ask(f"/fd/{file}", method=method)
+    assert response.status == 200
+    assert response.get("Content-Length") == str(SIZES[file])
+    assert response.body == (CONTENT[file] if method == "GET" else b"")
+    assert response.all("X-Two") == ["1", "\u00c3\u00a9"]  # UTF-8, as the server sends every field
+    assert response.get("Accept-Ranges") is None
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_no_content(status: int, server: Granian) -> None:
+    """What has no content by its status has none."""
+    response = server.ask(f"/fd/large?status={status}")
+    assert (response.status, response.body, response.get("Content-Length")) == (status, b"", None)
+
+
+@pytest.mark.parametrize("file", ["small", "large", "huge"])
+def test_bytes_of_a_descriptor(file: str, server: Granian) -> None:
+    """The end is not in it, and Content-Range is added to a 206."""
+    size = SIZES[file]
+    for start, end in ((0, 1), (1, size), (0, size), (size - 1, size), (77, 9999)):
+        response = server.ask(f"/fd/{file}?status=206&start={start}&end={end}")
+        assert response.status == 206
+        assert response.get("Content-Range") == f"bytes {start}-{end - 1}/{size}"
+        assert response.body == CONTENT[file][start:end]
+    assert server.ask(f"/fd/{file}?start=5&end=9").get("Content-Range") is None
+
+
+@pytest.mark.parametrize(
+    ("query", "error"),
+    [
+        ("file=readable&start=9&end=9", "ValueError"),
+        ("file=readable&start=9&end=8", "ValueError"),
+        ("file=readable&start=-1&end=8", "ValueError"),
+        ("file=readable&start=0&end=10001", "TruncatedError"),
+        ("file=readable&status=42", "ValueError"),
+        ("file=readable&status=1000", "ValueError"),
+        ("file=readable&headers=wrong", "TypeError"),
+        ("file=directory", "NotRegularError"),
+        ("file=pipe", "NotRegularError"),
+        ("file=writable", "OSError"),
+        ("file=path", "OSError"),
+    ],
+)
+def test_refused(query: str, error: str, server: Granian) -> None:
+    """An error is raised before anything is sent, and the descriptor is closed all the same."""
+    found = json.loads(server.text(f"/refused?{query}"))
+    assert error in found["raised"]
+    assert found["closed"]
+
+
+def test_a_descriptor_that_is_no_number() -> None:
+    """It isn't taken over, so it is said at once."""
+    with tempfile.TemporaryFile() as file:
+        with pytest.raises(TypeError, match=r"os\.dup"):
+            rsgi.Protocol(Recorder()).response_file_fd(200, [], file)  # type: ignore[arg-type]
+        os.fstat(file.fileno())
+
+
+# ---- One descriptor throughout ----
+
+
+@pytest.mark.parametrize("query", ["", "?start=1&end=9000", "?start=1&end=700000"])
+@pytest.mark.parametrize("how", ["replaced", "removed"])
+def test_the_file_that_was_opened_is_sent(query: str, how: str, server: Granian) -> None:
+    """Whatever becomes of its name between the application's open and its answer."""
+    path = server.folder / "files" / "held"
+    path.write_bytes(CONTENT["large"])
+    server.ask("/prepare")
+    answers: list[rows.Response] = []
+    asking = threading.Thread(target=lambda: answers.append(server.ask("/held/held" + query)))
+    asking.start()
+    server.ask("/wait")
+    if how == "replaced":
+        (server.folder / "new").write_bytes(CONTENT["other"])
+        os.replace(server.folder / "new", path)
+    else:
+        path.unlink()
+    server.ask("/send")
+    asking.join(60)
+    path.unlink(missing_ok=True)
+    start, end = (1, int(query.rsplit("=", 1)[1])) if query else (0, SIZES["large"])
+    assert answers[0].body == CONTENT["large"][start:end]
+
+
+def test_ranges_while_descriptors_come_and_go(server: Granian) -> None:
+    """300 answers, while threads open and close secret files all the time, are right; and then nothing is lent."""
+    for number in range(3):
+        (server.folder / f"secret{number}").write_bytes(b"SECRET! " * 100_000)
+    wait_until(lambda: server.text("/lent") == "0")
+    before = json.loads(server.text("/about"))["open"]
+    answers: list[bool] = []
+
+    def ask(seed: int) -> None:
+        source = random.Random(seed)
+        for _ in range(50):
+            file = source.choice(["large", "other", "huge"])
+            start = source.randrange(SIZES[file] - 300_000)
+            end = start + source.randrange(270_000, 300_000)
+            response = server.ask(f"/fd/{file}?status=206&start={start}&end={end}")
+            answers.append((response.status, response.body) == (206, CONTENT[file][start:end]))
+
+    server.ask("/churn?do=start")
+    try:
+        threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        # One descriptor for each file, or two if it is lent again while its first one ends.
+        assert 0 < int(server.text("/lent")) <= 6
+    finally:
+        server.ask("/churn?do=stop")
+    assert answers == [True] * 300
+    wait_until(lambda: server.text("/lent") == "0")
+    assert json.loads(server.text("/about"))["open"] <= before
+
+
+def test_more_files_than_can_be_lent() -> None:
+    """With few descriptors allowed, each of many files asked for at once is answered right, through pipes."""
+    with granian("asyncio", limit=160) as server:
+        names = [f"file{number}" for number in range(60)]
+        for number, name in enumerate(names):
+            (server.folder / "files" / name).write_bytes(CONTENT["large"] + bytes([number]))
+        for number, name in enumerate(names):
+            for target in f"/files/{name}", f"/fd/{name}":
+                assert server.ask(target).body == CONTENT["large"] + bytes([number])
+        assert int(server.text("/lent")) <= 40
+        assert "Traceback" not in server.log
+
+
+# ---- What else an application sees ----
+
+
+def test_the_rest_of_the_protocol_is_the_servers(server: Granian) -> None:
+    """Content is read, streams are sent, and a client that leaves is noticed."""
+    content = CONTENT["large"]
+    assert server.ask("/echo?by=call", method="POST", body=content).body == content
+    with socket.create_connection(server.address, timeout=60) as connection:
+        connection.sendall(b"POST /echo?by=parts HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
+        received = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    assert received.endswith(b"\r\n\r\n" + content)
+    server.ask("/prepare")
+    with socket.create_connection(server.address, timeout=60) as connection:
+        connection.sendall(b"GET /gone HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        server.ask("/wait")
+    assert server.ask("/left").status == 204
+
+
+class Recorder:
+    """A protocol that notes which call it gets."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("response_"):
+            raise AttributeError(name)
+        return lambda *arguments: self.calls.append((name, *arguments))
+
+
+def test_a_protocol_of_another_kind_is_refused() -> None:
+    """By a message that names what is missing."""
+
+    class Old:
+        def response_empty(self) -> None: ...
+        def response_bytes(self) -> None: ...
+
+    with pytest.raises(TypeError, match=r"Old has no response_file, response_file_range"):
+        rsgi.Protocol(Old())
+    assert rsgi.Protocol(Recorder()).response_empty is not None
+
+
+def test_it_is_imported_without_granian() -> None:
+    """The server is there already, where it is used."""
+    code = "import sys, sendgate.rsgi; sys.exit('granian' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---- What is lent ----
+
+
+@pytest.fixture
+def leases() -> Iterator[Leases]:
+    """Some that only end when they are told to."""
+    leases = Leases(period=3600)
+    yield leases
+    leases.clear()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Any]:
+    """An open file."""
+    (tmp_path / "file").write_bytes(b"content")
+    with (tmp_path / "file").open("rb") as file:
+        yield file
+
+
+def lend(leases: Leases, fd: int) -> str:
+    """A path for a descriptor."""
+    return leases.path(fd, os.fstat(fd))
+
+
+def test_a_path_leads_to_the_open_file(leases: Leases, file: Any) -> None:
+    """Also if the descriptor is closed, the file removed, and another is in its place."""
+    path = lend(leases, file.fileno())
+    file.close()
+    name = Path(file.name)
+    name.unlink()
+    name.write_bytes(b"another")
+    assert Path(path).read_bytes() == b"content"
+    assert len(leases) == 1
+
+
+def test_one_descriptor_for_each_file(leases: Leases, file: Any, tmp_path: Path) -> None:
+    """However often it is lent, and by which descriptor; a file that was changed is another one."""
+    (tmp_path / "other").write_bytes(b"other")
+    with open(file.name, "rb") as again, (tmp_path / "other").open("rb") as other:
+        assert len({lend(leases, each.fileno()) for each in (file, again, file)}) == 1
+        lend(leases, other.fileno())
+        assert len(leases) == 2
+        os.utime(file.name, (1, 1))
+        lend(leases, file.fileno())
+        assert len(leases) == 3
+
+
+def test_the_end(leases: Leases, file: Any) -> None:
+    """After two turns no path leads anywhere, after three nothing is held, and nothing is left in the file system."""
+    path = lend(leases, file.fileno())
+    directory = Path(path).parents[1]
+    leases._turn()
+    assert Path(path).read_bytes() == b"content"
+    leases._turn()
+    assert not os.path.lexists(Path(path).parent)
+    assert len(leases) == 1
+    leases._turn()
+    assert len(leases) == 0
+    leases._turn()
+    assert not directory.exists()
+
+
+def test_what_is_used_goes_on(leases: Leases, file: Any) -> None:
+    """By the same descriptor, under another name."""
+    paths = []
+    for _ in range(5):
+        paths.append(lend(leases, file.fileno()))
+        leases._turn()
+    assert len({Path(path).name for path in paths}) == 1
+    assert len(set(paths)) == 5
+    assert [os.path.exists(path) for path in paths] == [False, False, False, False, True]
+    assert len(leases) == 1
+
+
+def test_who_comes_too_late_finds_nothing(leases: Leases, file: Any, tmp_path: Path) -> None:
+    """Whatever is opened by then, and whatever numbers it gets: a name is never used again."""
+    (tmp_path / "secret").write_bytes(b"secret")
+    old: list[str] = []
+    with (tmp_path / "secret").open("rb") as secret:
+        for _ in range(100):
+            numbers = []
+            for each, content in (file, b"content"), (secret, b"secret"):
+                leases._next = 0  # the numbers again from the beginning
+                old.append(lend(leases, each.fileno()))
+                numbers.append(Path(old[-1]).name)
+                assert Path(old[-1]).read_bytes() == content
+                assert not any(map(os.path.exists, old[:-1]))
+                leases.clear()
+            assert numbers[0] == numbers[1]
+
+
+def test_it_ends_by_itself(file: Any) -> None:
+    """Without an event loop, and although nothing is asked for any more."""
+    leases = Leases(period=0.05)
+    path = lend(leases, file.fileno())
+    wait_until(lambda: len(leases) == 0)
+    assert not os.path.exists(path)
+    wait_until(lambda: not Path(path).parents[1].exists())
+
+
+def test_a_path_lasts(file: Any) -> None:
+    """At least for as long as is promised, whenever in a period it is handed out."""
+    leases = Leases(period=0.2)
+    for _ in range(5):
+        began = time.monotonic()
+        path = lend(leases, file.fileno())
+        wait_until(lambda: not os.path.exists(path))  # noqa: B023 - it is called here
+        assert time.monotonic() - began >= 0.2
+    leases.clear()
+
+
+def test_how_many_can_be_lent(tmp_path: Path) -> None:
+    """A quarter of the descriptors that the process may have, with numbers from the middle on; then EMFILE."""
+    code = f"""if True:
+        import errno, os, resource
+        from sendgate._leases import Leases
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+        leases, numbers = Leases(3600, shortest=3600), []
+        try:
+            for number in range(1000):
+                fd = os.open({str(tmp_path)!r} + f"/{{number}}", os.O_RDWR | os.O_CREAT)
+                numbers.append(int(leases.path(fd, os.fstat(fd)).rsplit("/", 1)[1]))
+                os.close(fd)
+        except OSError as error:
+            assert error.errno == errno.EMFILE, error
+        assert len(numbers) == len(set(numbers)) == len(leases) == 50, numbers
+        assert min(numbers) >= 100, numbers
+        leases._shortest = 0
+        for _ in range(3):
+            try:
+                leases.path(fd, os.fstat(fd))
+            except OSError:
+                pass
+        assert len(leases) == 1, len(leases)
+        leases.clear()
+        os.close(fd)
+        """
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_PATH])
+def test_a_descriptor_that_cannot_be_read_from(flags: int, leases: Leases, file: Any) -> None:
+    """It can't be lent either, though the file could be opened again."""
+    fd = os.open(file.name, flags)
+    try:
+        with pytest.raises(OSError, match="not open for reading"):
+            lend(leases, fd)
+    finally:
+        os.close(fd)
+    assert len(leases) == 0
+
+
+def test_a_file_that_may_not_be_opened_again(tmp_path: Path) -> None:
+    """Its descriptor can't be lent; the answer is right all the same."""
+    code = f"""if True:
+        import asyncio, errno, os
+        import concurrent.futures.thread  # not everybody may read Python's own files
+        from sendgate import rsgi
+        from sendgate._leases import Leases
+        content = os.urandom(700_000)
+        path = {str(tmp_path / "closed")!r}
+        with open(path, "wb") as file:
+            file.write(content)
+        fd = os.open(path, os.O_RDONLY)
+        os.chmod(path, 0)
+        if os.geteuid() == 0:
+            os.seteuid(65534)
+        leases = Leases(3600)
+        try:
+            leases.path(fd, os.fstat(fd))
+            raise SystemExit("it was lent")
+        except OSError as error:
+            assert error.errno == errno.EACCES, error
+        assert len(leases) == 0
+
+        class Protocol:
+            def response_empty(self, *_): raise SystemExit("empty")
+            def response_bytes(self, *_): raise SystemExit("bytes")
+            def response_file_range(self, *_): raise SystemExit("range")
+            def response_file(self, status, headers, path):
+                self.headers = headers
+                self.reading = asyncio.get_running_loop().run_in_executor(None, lambda: open(path, "rb").read())
+
+        async def main():
+            protocol = Protocol()
+            rsgi.Protocol(protocol).response_file_fd(200, [], fd)
+            assert await protocol.reading == content
+            assert protocol.headers == [("Content-Length", "700000")], protocol.headers
+
+        asyncio.run(main())
+        leases.clear()
+        """
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_memfd_is_lent(leases: Leases) -> None:
+    """It has never had a name."""
+    fd = os.memfd_create("content")
+    try:
+        os.write(fd, b"content")
+        assert Path(lend(leases, fd)).read_bytes() == b"content"
+    finally:
+        os.close(fd)
+
+
+def test_a_process_that_is_forked_lends_anew(leases: Leases, file: Any) -> None:
+    """It closes what it has inherited, and what the other one has handed out goes on."""
+    path = lend(leases, file.fileno())
+    number = int(Path(path).name)
+    child = os.fork()
+    if child == 0:
+        wrong = 1
+        try:
+            assert len(leases) == 0
+            assert not os.path.exists(f"/proc/self/fd/{number}")
+            mine = lend(leases, file.fileno())
+            assert Path(mine).parents[1] != Path(path).parents[1]
+            assert Path(mine).read_bytes() == b"content"
+            leases.clear()
+            wrong = 0
+        finally:
+            os._exit(wrong)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert Path(path).read_bytes() == b"content"
+
+
+def test_somebody_cleans_up(leases: Leases, file: Any) -> None:
+    """Then there is a new place."""
+    path = lend(leases, file.fileno())
+    shutil.rmtree(Path(path).parents[1])
+    leases._turn()
+    assert Path(lend(leases, file.fileno())).read_bytes() == b"content"
+
+
+def test_threads_share_what_is_lent(tmp_path: Path) -> None:
+    """With short periods each path still leads to its own file."""
+    files = []
+    for number in range(8):
+        (tmp_path / str(number)).write_bytes(b"%d" % number)
+        files.append((tmp_path / str(number)).open("rb"))
+    leases = Leases(period=0.02)
+    wrong: list[bytes] = []
+
+    def work(seed: int) -> None:
+        source = random.Random(seed)
+        for _ in range(500):
+            number = source.randrange(8)
+            with contextlib.suppress(FileNotFoundError), open(lend(leases, files[number].fileno()), "rb") as file:
+                if (content := file.read()) != b"%d" % number:
+                    wrong.append(content)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []
+    leases.clear()
+    assert len(leases) == 0
+    for file in files:
+        file.close()
