@@ -146,7 +146,7 @@ class _Sender:
                 if held is not None:
                     await self._send(held)
             else:
-                if held is not None:
+                if held is not None and not more:
                     content.limit(_announced(held))
                 if not await self._content(held, content):
                     return

@@ -1,0 +1,791 @@
+"""sendgate.uvicorn: what is offered to applications, and what becomes of what they send by it, on real servers."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from support import traced, wait_until
+
+HERE = Path(__file__).resolve().parent
+OLD = 1_600_000_000
+KINDS = [("HttpTools", "asyncio"), ("HttpTools", "uvloop"), ("H11", "asyncio"), ("H11", "uvloop")]
+#: A file's fields, by which the head waits for the file.
+VALIDATORS = [["last-modified", "Sun, 13 Sep 2020 12:26:40 GMT"], ["etag", '"x"']]
+SIZES = {"empty.bin": 0, "a.bin": 1000, "b.bin": 65536, "c.bin": 3 << 20}
+
+
+class Server:
+    """A uvicorn in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[bytes], address: Any, log: Path, folder: Path) -> None:
+        self.process = process
+        self.address = address
+        self.log_path = log
+        self.folder = folder
+        self.contents = {name: (folder / name).read_bytes() for name in SIZES}
+
+    @property
+    def log(self) -> str:
+        """What it wrote."""
+        return self.log_path.read_text()
+
+    def connect(self, room: int | None = None) -> Client:
+        """A connection; room: of its receive buffer."""
+        sock = socket.socket(socket.AF_UNIX if isinstance(self.address, str) else socket.AF_INET)
+        if room is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+        sock.settimeout(60)
+        sock.connect(self.address)
+        return Client(sock)
+
+    def ask(self, target: str, *fields: str, method: str = "GET", version: str = "1.1") -> tuple[bytes, bytes]:
+        """One request on a connection of its own: head and body, up to the end of the connection."""
+        with self.connect() as client:
+            client.send(target, "Connection: close", *fields, method=method, version=version)
+            head, _, body = client.rest().partition(b"\r\n\r\n")
+            return head, body
+
+    def state(self) -> dict[str, Any]:
+        """What the application says about its process."""
+        return dict(json.loads(self.ask("/state")[1]))
+
+    def stop(self) -> int:
+        """Ask it to stop, and wait until it has."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+class Client:
+    """A client that reads byte for byte what is there."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._stream = sock.makefile("rb")
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave."""
+        self._stream.close()
+        self.sock.close()
+
+    def send(self, target: str, *fields: str, method: str = "GET", version: str = "1.1") -> None:
+        """A request."""
+        self.sock.sendall(request(target, *fields, method=method, version=version))
+
+    def answer(self, head_only: bool = False) -> tuple[int, dict[str, str], bytes]:
+        """The next answer: status, fields, content."""
+        lines = []
+        while (line := self._stream.readline().rstrip(b"\r\n")) or not lines:
+            assert line, "the connection is closed"
+            lines.append(line.decode("latin-1"))
+        fields = dict(line.lower().split(": ", 1) for line in lines[1:])
+        status = int(lines[0].split(" ")[1])
+        if head_only or status in (204, 304):
+            return status, fields, b""
+        if fields.get("transfer-encoding") == "chunked":
+            content = b""
+            while size := int(self._stream.readline(), 16):
+                content += self._stream.read(size)
+                assert self._stream.readline() == b"\r\n"
+            assert self._stream.readline() == b"\r\n"
+            return status, fields, content
+        return status, fields, self._stream.read(int(fields["content-length"]))
+
+    def read(self, count: int) -> bytes:
+        """So many bytes."""
+        return self._stream.read(count)
+
+    def rest(self) -> bytes:
+        """All up to the end of the connection, a reset included."""
+        data = b""
+        with contextlib.suppress(ConnectionResetError):
+            while block := self._stream.read1(1 << 20):
+                data += block
+        return data
+
+
+def request(target: str, *fields: str, method: str = "GET", version: str = "1.1") -> bytes:
+    """The head of a request."""
+    lines = [f"{method} {target} HTTP/{version}", "Host: localhost", *fields]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def script(*events: list[Any]) -> str:
+    """The target that makes the application do this."""
+    return "/?" + quote(json.dumps(events))
+
+
+@pytest.fixture(scope="module")
+def contents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the files that all servers send."""
+    folder = tmp_path_factory.mktemp("files")
+    source = random.Random(5)
+    for name, size in SIZES.items():
+        (folder / name).write_bytes(source.randbytes(size))
+        os.utime(folder / name, (OLD, OLD))
+    return folder
+
+
+@contextlib.contextmanager
+def running(
+    folder: Path,
+    log: Path,
+    protocol: str,
+    loop: str = "asyncio",
+    application: str = "application",
+    *options: str,
+) -> Iterator[Server]:
+    """Run it until the end, and see that it stops as uvicorn does."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener, log.open("wb") as output:
+        command = [
+            sys.executable, "-m", "uvicorn", "--fd", str(listener.fileno()), "--http", protocol, "--loop", loop,
+            "--timeout-keep-alive", "60", *options, f"uvicorn_application:{application}",
+        ]  # fmt: skip
+        environment = {**os.environ, "SENDGATE_TEST_FILES": str(folder), "PYTHONPATH": path_with(HERE)}
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, pass_fds=[listener.fileno()], env=environment, cwd=folder
+        )
+        address = listener.getsockname()
+    try:
+        server = Server(process, address, log, folder)
+        # Answered when it listens, or refused when it has ended.
+        server.ask("/state")
+        yield server
+        if process.poll() is None:
+            assert server.stop() in (0, -signal.SIGTERM), server.log
+    finally:
+        process.kill()
+        process.wait()
+
+
+def path_with(directory: Path) -> str:
+    """PYTHONPATH with another directory."""
+    return os.pathsep.join([str(directory), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+@pytest.fixture(scope="module", params=KINDS, ids="-".join)
+def server(
+    request: pytest.FixtureRequest, contents: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """One of each kind, with the application that does as it is told."""
+    protocol, loop = request.param
+    log = tmp_path_factory.mktemp("log") / "log"
+    with running(contents, log, f"sendgate.uvicorn:{protocol}", loop) as made:
+        made.protocol, made.loop = protocol, loop  # type: ignore[attr-defined]
+        yield made
+
+
+@pytest.fixture(scope="module", params=KINDS, ids="-".join)
+def site(request: pytest.FixtureRequest, contents: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same with sendgate.asgi.Files."""
+    protocol, loop = request.param
+    log = tmp_path_factory.mktemp("log") / "log"
+    with running(contents, log, f"sendgate.uvicorn:{protocol}", loop, "files") as made:
+        yield made
+
+
+# ---- What is offered ----
+
+
+def test_the_extensions_are_offered(server: Server) -> None:
+    """Those that ASGI knows, with the keys of asgiref#538."""
+    extensions = server.state()["extensions"]
+    assert extensions["http.response.pathsend"] == {"ranges": True}
+    assert extensions["http.response.zerocopysend"] == {}
+
+
+def test_nothing_is_offered_over_tls(contents: Path, tmp_path: Path) -> None:
+    """What is written past the TLS transport would leave in the clear. The content is right all the same."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-keyout", tmp_path / "key", "-out", tmp_path / "cert"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    import ssl
+
+    options = ("--ssl-keyfile", str(tmp_path / "key"), "--ssl-certfile", str(tmp_path / "cert"))
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+
+    def ask(server: Server, target: str) -> bytes:
+        with socket.create_connection(server.address, 60) as sock, context.wrap_socket(sock) as tls:
+            tls.sendall(request(target, "Connection: close"))
+            return b"".join(iter(lambda: tls.recv(1 << 16), b""))
+
+    for application in ("application", "files"):
+        with contextlib.ExitStack() as stack:
+            # The plain request that waits for the server is refused as no TLS.
+            made = running(contents, tmp_path / "log", "sendgate.uvicorn:HttpTools", "asyncio", application, *options)
+            server = stack.enter_context(made)
+            if application == "application":
+                assert b'"extensions": {}' in ask(server, "/state")
+            else:
+                assert ask(server, "/c.bin").endswith(server.contents["c.bin"])
+
+
+# ---- What an application sends ----
+
+#: Name, then what sends a file, and what sends the same by body events.
+EVENTS: list[tuple[str, str, list[list[Any]], list[list[Any]], int]] = []
+for _name, _size in SIZES.items():
+    EVENTS += [
+        (f"pathsend {_name}", _name, [["pathsend", _name, {}]], [["read", _name, 0, _size, False]], _size),
+        (
+            f"zerocopysend {_name}",
+            _name,
+            [["zerocopysend", _name, "object", {}]],
+            [["read", _name, 0, _size, False]],
+            _size,
+        ),
+    ]
+EVENTS += [
+    (
+        "pathsend of a part",
+        "c.bin",
+        [["pathsend", "c.bin", {"offset": 5, "count": 100}]],
+        [["read", "c.bin", 5, 100, False]],
+        100,
+    ),
+    (
+        "pathsend of the rest",
+        "b.bin",
+        [["pathsend", "b.bin", {"offset": 65000}]],
+        [["read", "b.bin", 65000, 536, False]],
+        536,
+    ),
+    (
+        "zerocopysend of a descriptor's part",
+        "c.bin",
+        [["zerocopysend", "c.bin", "int", {"offset": 70000, "count": 200000}]],
+        [["read", "c.bin", 70000, 200000, False]],
+        200000,
+    ),
+    (
+        "zerocopysend from where a descriptor is",
+        "a.bin",
+        [["zerocopysend", "a.bin", "int", {"seek": 300}]],
+        [["read", "a.bin", 300, 700, False]],
+        700,
+    ),
+    (
+        "zerocopysend of a file that was read",
+        "a.bin",
+        [["zerocopysend", "a.bin", "buffered", {"seek": 300}]],
+        [["read", "a.bin", 310, 690, False]],
+        690,
+    ),
+    (
+        "zerocopysend in parts, one behind the other",
+        "c.bin",
+        [["zerocopysend", "c.bin", "object", {"counts": [10, 100000, 5], "seek": 7}]],
+        [["read", "c.bin", 7, 10, True], ["read", "c.bin", 17, 100000, True], ["read", "c.bin", 100017, 5, False]],
+        100015,
+    ),
+    (
+        "a body, a file, and a body",
+        "b.bin",
+        [["body", "before", True], ["zerocopysend", "b.bin", "int", {"more_body": True}], ["body", "after", False]],
+        [["body", "before", True], ["read", "b.bin", 0, 65536, True], ["body", "after", False]],
+        65547,
+    ),
+    (
+        "a long body before a file",
+        "c.bin",
+        [["read", "c.bin", 0, 3 << 20, True], ["zerocopysend", "c.bin", "int", {"more_body": False}]],
+        [["read", "c.bin", 0, 3 << 20, True], ["read", "c.bin", 0, 3 << 20, False]],
+        6 << 20,
+    ),
+]
+
+
+@pytest.mark.parametrize("fields", ["validators", "length", "chunked"])
+@pytest.mark.parametrize(("method", "version"), [("GET", "1.1"), ("GET", "1.0"), ("HEAD", "1.1")])
+def test_the_bytes_are_those_of_body_events(server: Server, fields: str, method: str, version: str) -> None:
+    """Head, framing and content are what uvicorn makes of the same content in body events, to the byte."""
+    for what, _, sent, plain, length in EVENTS:
+        headers = [] if fields == "chunked" else [["content-length", str(length)]]
+        headers += VALIDATORS if fields == "validators" else []
+        if method == "HEAD" and len(sent) > 1:
+            # uvicorn takes any number of bodies for a HEAD with a length, but counts them differently by parser.
+            continue
+        start = ["start", 200, headers]
+        expected, got = (server.ask(script(start, *events), method=method, version=version) for events in (plain, sent))
+        assert undated(got[0]) == undated(expected[0]), what
+        assert got[1] == expected[1], what
+        if fields != "chunked" and method == "GET":
+            assert len(got[1]) == length, what
+
+
+def undated(head: bytes) -> bytes:
+    """A head without its date."""
+    return re.sub(rb"(?i)\r\ndate: [^\r]*", b"", head)
+
+
+def test_a_connection_goes_on(server: Server) -> None:
+    """Requests one after the other on one connection, and all at once (RFC 9112 9.3.2)."""
+    targets = []
+    expected = []
+    for name in ("a.bin", "c.bin", "empty.bin", "b.bin", "c.bin"):
+        content = server.contents[name]
+        for headers in ([["content-length", str(len(content))], *VALIDATORS], []):
+            targets.append(script(["start", 200, headers], ["pathsend", name, {}]))
+            expected.append(content)
+        targets.append(script(["start", 200, [["content-length", "5"]]], ["body", "hello", False]))
+        expected.append(b"hello")
+    with server.connect() as client:
+        for target, content in zip(targets, expected):
+            client.send(target)
+            assert client.answer()[2] == content
+        client.sock.sendall(b"".join(map(request, targets)))
+        for content in expected:
+            assert client.answer()[2] == content
+
+
+def test_the_log_has_the_line_that_it_has_without(server: Server) -> None:
+    """The access log is written by uvicorn."""
+    log = server.log
+    for events in ([["pathsend", "a.bin", {}]], [["read", "a.bin", 0, 1000, False]]):
+        server.ask(script(["start", 206, [["content-length", "1000"], *VALIDATORS]], *events))
+    lines = [re.sub(r":\d+ -|\?\S+", "", line) for line in server.log[len(log) :].splitlines()]
+    assert lines == ['INFO:     127.0.0.1 "GET / HTTP/1.1" 206 Partial Content'] * 2
+
+
+def test_who_reads_slowly_gets_all_of_it_and_holds_up_nobody(server: Server) -> None:
+    """Others are served meanwhile."""
+    content = server.contents["c.bin"]
+    target = script(["start", 200, [["content-length", str(3 << 20)], *VALIDATORS]], ["pathsend", "c.bin", {}])
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(server.connect(4096)) for _ in range(8)]
+        for client in slow:
+            client.send(target)
+        for _ in range(3):
+            assert server.ask(target)[1] == content
+        for client in slow:
+            assert client.answer()[2] == content
+
+
+def test_what_is_in_the_transports_buffer_goes_first(server: Server) -> None:
+    """The client begins to read when the file's turn has come."""
+    content = server.contents["c.bin"]
+    name = f"begun-{os.urandom(4).hex()}"
+    events: list[list[Any]] = [["start", 200, []], *[["read", "c.bin", 0, 3 << 20, True]], ["touch", name]]
+    with server.connect(4096) as client:
+        client.send(script(*events, ["zerocopysend", "c.bin", "int", {"more_body": True}], ["body", "end", False]))
+        wait_until((server.folder / name).exists)
+        assert client.answer()[2] == content + content + b"end"
+
+
+def test_a_client_that_leaves(server: Server) -> None:
+    """What was sending for it ends, and nothing is left of it."""
+    before, log = server.state(), server.log
+    target = script(
+        ["start", 200, [["content-length", str(3 << 20)], *VALIDATORS]], ["pathsend", "c.bin", {}], ["touch", "left"]
+    )
+    for how in ("reset", "close"):
+        with server.connect(4096) as client:
+            client.send(target)
+            client.read(10)
+            if how == "reset":
+                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        # The application isn't told by an exception: as with uvicorn's own events.
+        wait_until((server.folder / "left").exists)
+        (server.folder / "left").unlink()
+    wait_until(lambda: server.state()["descriptors"] <= before["descriptors"])
+    wait_until(lambda: server.state()["tasks"] <= before["tasks"])
+    assert "Traceback" not in server.log[len(log) :]
+
+
+def test_a_file_that_becomes_shorter_ends_the_connection(server: Server, tmp_path: Path) -> None:
+    """The client can tell, and so can the log."""
+    log = server.log
+    path = tmp_path / "file"
+    path.write_bytes(bytes(64 << 20))
+    target = script(["start", 200, [["content-length", str(64 << 20)], *VALIDATORS]], ["pathsend", str(path), {}])
+    with server.connect(4096) as client:
+        client.send(target)
+        client.read(1000)
+        os.truncate(path, 1 << 20)
+        rest = client.rest()
+        assert len(rest) < 64 << 20
+    assert "TruncatedError" in server.log[len(log) :]
+
+
+def test_what_cant_be_sent_is_an_error_before_the_head(server: Server, tmp_path: Path) -> None:
+    """The client gets a 500, and the application what is wrong."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "directory").mkdir()
+    head = ["start", 200, [["content-length", "1001"], *VALIDATORS]]
+    for event, said in (
+        (["pathsend", str(tmp_path / "missing"), {}], "FileNotFoundError"),
+        (["pathsend", str(tmp_path / "fifo"), {}], "NotRegularError"),
+        (["pathsend", str(tmp_path / "directory"), {}], "NotRegularError"),
+        (["pathsend", "a.bin", {}], "it became shorter"),
+        (["pathsend", "a.bin", {"offset": 10, "count": 1001}], "it became shorter"),
+        (["pathsend", "a.bin", {"offset": -1}], "offset must be"),
+        (["zerocopysend", "a.bin", "int", {"count": -5}], "count must be"),
+    ):
+        log = server.log
+        with server.connect() as client:
+            client.send(script(head, event))
+            assert client.answer()[0] == 500, event
+        assert said in server.log[len(log) :], event
+
+
+def test_a_file_that_grows_is_sent_as_announced(server: Server) -> None:
+    """A log that is being written, say."""
+    with server.connect() as client:
+        client.send(script(["start", 200, [["content-length", "900"], *VALIDATORS]], ["pathsend", "a.bin", {}]))
+        assert client.answer()[2] == server.contents["a.bin"][:900]
+        client.send("/state")
+        assert client.answer()[0] == 200
+
+
+def test_more_than_the_head_says_is_refused(server: Server) -> None:
+    """As uvicorn refuses it of body events."""
+    head, body = server.ask(
+        script(["start", 200, [["content-length", "900"]]], ["swallow"], ["zerocopysend", "a.bin", "int", {}])
+    )
+    assert b"200" in head
+    assert body == b""
+    assert "Content-Length" in (server.folder / "error").read_text()
+
+
+def test_a_head_is_held_back_only_for_a_files_sake(server: Server) -> None:
+    """Who sends a head without validators, and content later, has the head at once."""
+    name = f"go-{os.urandom(4).hex()}"
+    with server.connect() as client:
+        client.send(script(["start", 200, [["content-length", "2"]]], ["await", name], ["body", "ab", False]))
+        line = client.read(len(b"HTTP/1.1 200 OK"))
+        assert line == b"HTTP/1.1 200 OK"
+        (server.folder / name).touch()
+
+
+def test_a_head_that_was_held_back_leaves_with_a_body(server: Server) -> None:
+    """If it was no file after all."""
+    start = ["start", 200, [["content-length", "4"], *VALIDATORS]]
+    head, body = server.ask(script(start, ["body", "ab", True], ["body", "cd", False]))
+    assert head.startswith(b"HTTP/1.1 200") and body == b"abcd"
+
+
+# ---- System calls ----
+
+
+def traced_lines(output: Path) -> list[str]:
+    """The calls, without the threads' numbers."""
+    lines = (line.split(None, 1)[1] for line in output.read_text().splitlines())
+    return [line for line in lines if not line.startswith(("---", "+++"))]
+
+
+@pytest.mark.parametrize("target", ["pathsend", "files"])
+@pytest.mark.parametrize("protocol", ["HttpTools", "H11"])
+def test_small_files_leave_with_their_head_and_large_ones_by_sendfile(
+    contents: Path, tmp_path: Path, protocol: str, target: str
+) -> None:
+    """One call to open it, and one to send what is small (seen by strace)."""
+    application = "application" if target == "pathsend" else "files"
+    calls = "read,pread64,preadv2,readv,openat,openat2,sendto,sendmsg,sendfile,write,writev"
+    with running(contents, tmp_path / "log", f"sendgate.uvicorn:{protocol}", "asyncio", application) as server:
+        for name in ("a.bin", "c.bin"):
+            events = script(["start", 200, [["content-length", str(SIZES[name])], *VALIDATORS]], ["pathsend", name, {}])
+            url = events if target == "pathsend" else f"/{name}"
+            with server.connect() as client:
+                # What is only done once is done.
+                client.send(url)
+                client.answer()
+                with traced(server.process.pid, calls, tmp_path / "calls"):
+                    client.send(url)
+                    assert client.answer()[2] == server.contents[name]
+                seen = traced_lines(tmp_path / "calls")
+            opened = [line for line in seen if name in line]
+            assert len([line for line in opened if line.startswith("open")]) == 1, seen
+            if name == "a.bin":
+                assert len([line for line in seen if re.match(r"send|writev", line)]) == 1, seen
+            else:
+                assert any(line.startswith("sendfile(") for line in seen), seen
+                # Single bytes tell what is in the page cache.
+                assert not [line for line in opened if line.startswith(("read(", "pread64("))], seen
+
+
+# ---- sendgate.asgi.Files ----
+
+
+def test_files_are_sent_with_and_without_a_task(site: Server) -> None:
+    """X-Forwarded-For is for uvicorn to look at, so that request takes its way: the answers are the same."""
+    for name in ("a.bin", "b.bin", "c.bin", "empty.bin", "missing"):
+        for field in ("A: b", "Range: bytes=5-99", "Range: bytes=0-1,-2", "If-None-Match: *", 'If-Match: "a"'):
+            for method in ("GET", "HEAD"):
+                quick = site.ask(f"/{name}", field, method=method)
+                slow = site.ask(f"/{name}", "X-Forwarded-For: 127.0.0.1", field, method=method)
+                assert sorted_head(quick[0]) == sorted_head(slow[0])
+                if b"multipart" not in quick[0]:
+                    assert quick[1] == slow[1]
+                if field == "A: b" and method == "GET" and name in SIZES:
+                    assert quick[1] == site.contents[name]
+
+
+def sorted_head(head: bytes) -> list[str]:
+    """Status line and fields in one form: uvicorn writes names in lower case."""
+    head = re.sub(rb"boundary=\w+", b"boundary", undated(head))
+    line, *fields = head.decode("latin-1").split("\r\n")
+    return [line, *sorted(name.lower() + ": " + value for name, _, value in (f.partition(": ") for f in fields))]
+
+
+def test_the_log_of_files_is_uvicorns(site: Server) -> None:
+    """With and without a task."""
+    log = site.log
+    for fields in ((), ("X-Forwarded-For: 127.0.0.1",)):
+        site.ask("/a%2Ebin?x=%41&y", *fields)
+        site.ask("/c.bin", "Range: bytes=1-", *fields, method="HEAD", version="1.0")
+    lines = [re.sub(r"127.0.0.1:\d+", "", line) for line in site.log[len(log) :].splitlines()]
+    assert lines[:2] == lines[2:]
+    assert '"GET /a.bin?x=%41&y HTTP/1.1" 200 OK' in lines[0]
+    assert '"HEAD /c.bin HTTP/1.0"' in lines[1]
+
+
+def test_files_in_any_order_and_in_any_pieces(site: Server) -> None:
+    """Requests for files, for what isn't there and with content, whole, together, and byte by byte."""
+    requests = [
+        (request("/a.bin"), 200, site.contents["a.bin"]),
+        (request("/missing"), 404, None),
+        (request("/c.bin"), 200, site.contents["c.bin"]),
+        (request("/a.bin", "Content-Length: 3", method="POST") + b"abc", 405, None),
+        (request("/b.bin", "Range: bytes=1-5"), 206, site.contents["b.bin"][1:6]),
+        (request("/empty.bin"), 200, b""),
+    ]
+    with site.connect() as client:
+        for _ in range(2):
+            for data, status, content in requests:
+                client.sock.sendall(data)
+                got = client.answer()
+                assert got[0] == status and content in (None, got[2])
+        client.sock.sendall(b"".join(data for data, _, _ in requests * 3))
+        for _, status, content in requests * 3:
+            got = client.answer()
+            assert got[0] == status and content in (None, got[2])
+        client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for data, status, content in requests:
+            for index in range(len(data)):
+                client.sock.sendall(data[index : index + 1])
+            got = client.answer()
+            assert got[0] == status and content in (None, got[2])
+
+
+def test_slow_clients_of_files(site: Server) -> None:
+    """They get all of it, one request after the other, while others are served."""
+    content = site.contents["c.bin"]
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(site.connect(4096)) for _ in range(8)]
+        for client in slow:
+            # The second one comes while the first is being sent.
+            client.sock.sendall(request("/c.bin"))
+            client.sock.sendall(request("/a.bin"))
+        assert site.ask("/c.bin")[1] == content
+        for client in slow:
+            assert client.answer()[2] == content
+            assert client.answer()[2] == site.contents["a.bin"]
+
+
+def test_clients_of_files_that_leave(site: Server) -> None:
+    """Nothing is left of them, and nobody complains."""
+    descriptors = Path(f"/proc/{site.process.pid}/fd")
+    site.ask("/c.bin")
+    before = len(list(descriptors.iterdir()))
+    for _ in range(5):
+        with site.connect(4096) as client:
+            client.send("/c.bin")
+            client.read(10)
+    wait_until(lambda: len(list(descriptors.iterdir())) <= before)
+    assert "Traceback" not in site.log
+
+
+# ---- The end ----
+
+
+@pytest.mark.parametrize(("protocol", "loop"), KINDS)
+@pytest.mark.parametrize("application", ["application", "files"])
+def test_a_server_that_stops_completes_its_responses(
+    contents: Path, tmp_path: Path, protocol: str, loop: str, application: str
+) -> None:
+    """And closes idle connections at once."""
+    target = script(["start", 200, [["content-length", str(3 << 20)], *VALIDATORS]], ["pathsend", "c.bin", {}])
+    with running(contents, tmp_path / "log", f"sendgate.uvicorn:{protocol}", loop, application) as server:
+        with server.connect(4096) as client, server.connect() as idle:
+            idle.send("/state")
+            idle.answer()
+            client.send(target if application == "application" else "/c.bin")
+            first = client.read(1000)
+            server.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: "Shutting down" in server.log)
+            assert idle.rest() == b""
+            body = (first + client.rest()).partition(b"\r\n\r\n")[2]
+            assert body == server.contents["c.bin"]
+        assert server.process.wait(60) in (0, -signal.SIGTERM)
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("application", ["application", "files"])
+def test_a_server_that_has_no_time_cuts_them_short(contents: Path, tmp_path: Path, application: str) -> None:
+    """--timeout-graceful-shutdown: nobody waits for a client that takes nothing."""
+    target = script(["start", 200, [["content-length", str(3 << 20)], *VALIDATORS]], ["pathsend", "c.bin", {}])
+    options = ("--timeout-graceful-shutdown", "1")
+    made = running(contents, tmp_path / "log", "sendgate.uvicorn:HttpTools", "asyncio", application, *options)
+    with made as server, server.connect(4096) as client:
+        client.send(target if application == "application" else "/c.bin")
+        client.read(10)
+        assert server.stop() in (0, -signal.SIGTERM)
+        assert len(client.rest()) < 3 << 20
+
+
+def test_an_idle_connection_is_closed_in_time(contents: Path, tmp_path: Path) -> None:
+    """Also after answers that took no task; and not while one is being sent."""
+    made = running(
+        contents, tmp_path / "log", "sendgate.uvicorn:HttpTools", "asyncio", "files", "--timeout-keep-alive", "1"
+    )
+    with made as server, server.connect() as client, server.connect(4096) as slow:
+        slow.send("/c.bin")
+        client.send("/a.bin")
+        client.answer()
+        assert client.rest() == b""
+        assert slow.answer()[2] == server.contents["c.bin"]
+
+
+def test_requests_are_counted(contents: Path, tmp_path: Path) -> None:
+    """--limit-max-requests, which no request without a task escapes."""
+    made = running(
+        contents, tmp_path / "log", "sendgate.uvicorn:HttpTools", "asyncio", "files", "--limit-max-requests", "10"
+    )
+    with made as server:
+        with server.connect() as client:
+            for _ in range(10):
+                client.send("/a.bin")
+                client.answer()
+        assert server.process.wait(60) == 0
+        assert "Maximum request limit of 10 exceeded" in server.log
+
+
+@pytest.mark.parametrize("application", ["application", "files"])
+def test_a_client_that_takes_nothing_loses_its_connection(contents: Path, tmp_path: Path, application: str) -> None:
+    """After send_timeout seconds, which is for a subclass to choose."""
+    target = script(["start", 200, [["content-length", str(3 << 20)], *VALIDATORS]], ["pathsend", "c.bin", {}])
+    made = running(contents, tmp_path / "log", "uvicorn_application:Impatient", "asyncio", application)
+    with made as server, server.connect(4096) as client:
+        client.send(target if application == "application" else "/c.bin")
+        descriptors = Path(f"/proc/{server.process.pid}/fd")
+
+        def is_open() -> bool:
+            return any("c.bin" in link(each) for each in descriptors.iterdir())
+
+        wait_until(is_open)
+        wait_until(lambda: not is_open())
+        assert len(client.rest()) < 3 << 20
+
+
+def link(path: Path) -> str:
+    """What it leads to, if it still is there."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+@pytest.mark.parametrize("application", ["application", "files"])
+def test_without_sendfile(contents: Path, tmp_path: Path, application: str) -> None:
+    """copy, in a subclass."""
+    target = script(["start", 200, [["content-length", str(3 << 20)], *VALIDATORS]], ["pathsend", "c.bin", {}])
+    with running(contents, tmp_path / "log", "uvicorn_application:Copying", "asyncio", application) as server:
+        with traced(server.process.pid, "sendfile", tmp_path / "calls"):
+            assert server.ask(target if application == "application" else "/c.bin")[1] == server.contents["c.bin"]
+        assert traced_lines(tmp_path / "calls") == []
+
+
+def test_a_unix_socket(contents: Path, tmp_path: Path) -> None:
+    """As behind a front server."""
+    path = str(tmp_path / "socket")
+    command = [
+        sys.executable, "-m", "uvicorn", "--uds", path, "--http", "sendgate.uvicorn:HttpTools",
+        "uvicorn_application:files",
+    ]  # fmt: skip
+    environment = {**os.environ, "SENDGATE_TEST_FILES": str(contents), "PYTHONPATH": path_with(HERE)}
+    with (
+        (tmp_path / "log").open("wb") as log,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as process,
+    ):
+        try:
+            wait_until(lambda: "Uvicorn running" in (tmp_path / "log").read_text())
+            server = Server(process, path, tmp_path / "log", contents)
+            for name in ("a.bin", "c.bin"):
+                assert server.ask(f"/{name}")[1] == server.contents[name]
+            assert server.stop() in (0, -signal.SIGTERM)
+        finally:
+            process.kill()
+
+
+def test_several_processes(contents: Path, tmp_path: Path) -> None:
+    """--workers: the class is found by its name."""
+    made = running(contents, tmp_path / "log", "sendgate.uvicorn:H11", "asyncio", "files", "--workers", "2")
+    with made as server:
+        for _ in range(4):
+            assert server.ask("/c.bin")[1] == server.contents["c.bin"]
+
+
+# ---- Versions ----
+
+
+def test_a_version_that_is_not_known_is_refused() -> None:
+    """By what is missing in it."""
+    import sendgate.uvicorn
+
+    class Protocol:
+        def __init__(self) -> None:
+            self.app = None
+
+    with pytest.raises(ImportError, match=r"sendgate.uvicorn, which works with uvicorn .*Protocol has no access_log"):
+        sendgate.uvicorn.check_uvicorn(Protocol, Protocol)
+
+
+@pytest.mark.parametrize(("name", "needed"), [("HttpTools", "httptools"), ("H11", "h11")])
+def test_each_needs_its_own_parser_only(name: str, needed: str) -> None:
+    """The other one may be missing; the one that is needed is named."""
+    other = "h11" if needed == "httptools" else "httptools"
+    code = f"""
+import sys
+sys.modules[{other!r}] = None
+import sendgate.uvicorn
+sendgate.uvicorn.{name}
+del sys.modules["sendgate._uvicorn_{needed}"], sys.modules["uvicorn.protocols.http.{needed}_impl"]
+sys.modules[{needed!r}] = None
+try:
+    sendgate.uvicorn.{name}
+except ImportError as error:
+    print(error)
+"""
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert needed in printed
+
+
+def test_no_other_name() -> None:
+    """A name that is nearly right."""
+    module: types.ModuleType = importlib.import_module("sendgate.uvicorn")
+    with pytest.raises(AttributeError, match="has no attribute 'Httptools'"):
+        module.Httptools  # noqa: B018
