@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -25,7 +26,7 @@ import pytest
 import rows
 from sendgate import rsgi
 from sendgate._leases import Leases
-from support import wait_until
+from support import traced, wait_until
 
 HERE = Path(__file__).resolve().parent
 LOOPS = ("asyncio", "uvloop")
@@ -436,6 +437,72 @@ def test_more_files_than_can_be_lent() -> None:
                 assert server.ask(target).body == CONTENT["large"] + bytes([number])
         assert int(server.text("/lent")) <= 40
         assert "Traceback" not in server.log
+
+
+# ---- System calls ----
+
+#: Those that have to do with files, as systems call them.
+CALLS = {
+    **dict.fromkeys(("open", "openat", "openat2"), "open"),
+    **dict.fromkeys(("stat", "lstat", "fstat", "newfstatat", "statx"), "stat"),
+    **dict.fromkeys(("pread64", "preadv", "preadv2"), "pread"),
+    **dict.fromkeys(("lseek", "fcntl", "read", "close"), ""),
+}
+
+
+def system_calls(server: Granian, name: str, target: str, *fields: str, status: int = 200) -> dict[str, int]:
+    """How many of each kind have to do with the file in one answer, which is not the first of its kind."""
+    for _ in range(2):
+        assert server.ask(target, *fields).status == status
+    trace = server.folder / "trace"
+    with traced(server.worker, ",".join("?" + call for call in CALLS), trace):
+        server.ask(target, *fields)
+        server.text("/lent")  # by now the application has closed what it has opened
+    counts: collections.Counter[str] = collections.Counter()
+    begun: dict[str, str] = {}
+    for line in trace.read_text().splitlines():
+        thread, text = line.split(None, 1)
+        if text.endswith("<unfinished ...>"):
+            begun[thread] = text
+            continue
+        if text.startswith("<..."):
+            text = begun.pop(thread, "") + text
+        if f"/files/{name}" in text:
+            call = text.partition("(")[0]
+            counts[CALLS[call] or call] += 1
+    return dict(counts)
+
+
+@pytest.mark.parametrize("target", ["/fd/traced", "/files/traced", "/conditional/traced"])
+def test_system_calls_of_small_answers(target: str, server: Granian) -> None:
+    """Open, fstat, and at most one read: once each. A path would be opened a second time, and read to its end."""
+    path = server.folder / "files" / "traced"
+    path.write_bytes(CONTENT["small"])
+    os.utime(path, (LONG_AGO, LONG_AGO))
+    before = system_calls(server, "traced", "/document/traced")
+    assert before["open"] == 2
+    assert before["stat"] >= 2
+    assert before["lseek"] >= 2
+    expected = {"open": 1, "stat": 1, "pread": 1, "close": 1}
+    assert system_calls(server, "traced", target) == expected
+    if target.startswith("/fd"):
+        return
+    assert system_calls(server, "traced", target, "Range: bytes=5-99", status=206) == expected
+    tag = f"If-None-Match: {TAG['small']}"
+    assert system_calls(server, "traced", target, tag, status=304) == {"open": 1, "stat": 1, "close": 1}
+
+
+@pytest.mark.parametrize("target", ["/fd/traced", "/files/traced", "/conditional/traced"])
+def test_system_calls_of_large_answers(target: str, server: Granian) -> None:
+    """The application reads nothing. The server opens what is open already, and reads it."""
+    path = server.folder / "files" / "traced"
+    path.write_bytes(CONTENT["large"])
+    os.utime(path, (LONG_AGO, LONG_AGO))
+    found = system_calls(server, "traced", target)
+    assert {call: found.get(call) for call in ("open", "stat", "pread", "lseek", "fcntl")} == {
+        "open": 2, "stat": 2, "pread": None, "lseek": None, "fcntl": 1,
+    }  # fmt: skip
+    assert found["read"] <= 2 + len(CONTENT["large"]) // 131072
 
 
 # ---- What else an application sees ----
