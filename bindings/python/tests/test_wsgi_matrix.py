@@ -7,7 +7,6 @@ is judged in ``wsgi_matrix``, which prints what servers do without this package.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -15,11 +14,11 @@ import pytest
 
 import rows
 import wsgi_matrix
+from served_rows import SOCKET_ROWS, as_served, complaints, content_of
 from wsgi_cases import CASES, Case
 from wsgi_servers import OTHERS, OURS, STOCK, Folder, Server, running
 
 SERVERS = (*OURS, *OTHERS, *(server for server in STOCK if server not in OTHERS))
-SOCKET_ROWS = [row for row in rows.load() if row.values_only is None]
 
 
 @dataclasses.dataclass
@@ -94,13 +93,6 @@ def test_pipelined(running_server: Running, folder: Folder) -> None:
 # ---- The rows ----
 
 
-#: Content that a request announces. rows.build_request leaves it out; a server may want to have it before it answers.
-CONTENT = {
-    "conn-unread-chunked-body": b"5\r\nHello\r\n0\r\n\r\n",
-    "conn-unread-body-of-known-length": b"1234567",
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class Difference:
     """What a server does to the answers to some rows, whatever the application says."""
@@ -158,40 +150,11 @@ def test_row(row: rows.Row, running_server: Running, folder: Folder) -> None:
         tag = rows.file_tag(path)
         target = f"/files/{path.name}"
         request = rows.build_request(row, target, "localhost", tag)
-        request += CONTENT.get(row.name, b"12345" if row.body else b"")
+        request += content_of(row)
         response = rows.fetch(running_server.address, request, timeout=30, probe=rows.probe(target))
-        assert complaints(as_served(row, server), response, tag) == different(row, server)
+        assert complaints(as_served(row, server.persistent), response, tag) == different(row, server)
     finally:
         path.unlink()
-
-
-def as_served(row: rows.Row, server: Server) -> rows.Row:
-    """The row as Files answers it on a server.
-
-    It says that text is UTF-8. Whether the connection stays is not the application's affair: the server reads what
-    the application leaves unread, and need not keep HTTP/1.0 connections. What it announces has to be so all the same.
-    """
-    expect = dict(row.expect)
-    expect["fields"] = [
-        [name, value + "; charset=utf-8" if value == "text/plain" else value]
-        for name, value in row.expect.get("fields", [])
-        if name != "Connection"
-    ]
-    expect["absent"] = [name for name in row.expect.get("absent", []) if name != "Connection"]
-    if row.version == 10 or row.body or row.name in CONTENT:
-        expect.pop("keep_alive", None)
-    elif not server.persistent and "keep_alive" in expect:
-        expect["keep_alive"] = False
-    return dataclasses.replace(row, expect=expect)
-
-
-def complaints(row: rows.Row, response: rows.Response, tag: str) -> list[str]:
-    """What the judge says against the answer."""
-    try:
-        rows.check(row, response, etag=tag)
-    except rows.Mismatch as mismatch:
-        return re.findall("^  - (.*)$", str(mismatch), re.MULTILINE)
-    return []
 
 
 def different(row: rows.Row, server: Server) -> list[str]:

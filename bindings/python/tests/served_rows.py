@@ -1,0 +1,50 @@
+"""The rows of tests/cases as an application answers them that is called ``Files``, whatever server it runs on."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import rows
+
+SOCKET_ROWS = [row for row in rows.load() if row.values_only is None]
+
+#: Content that a request announces. rows.build_request leaves it out; a server may want to have it before it answers.
+CONTENT = {
+    "conn-unread-chunked-body": b"5\r\nHello\r\n0\r\n\r\n",
+    "conn-unread-body-of-known-length": b"1234567",
+}
+
+
+def content_of(row: rows.Row) -> bytes:
+    """What follows the head of the row's request."""
+    return CONTENT.get(row.name, b"12345" if row.body else b"")
+
+
+def as_served(row: rows.Row, persistent: bool = True) -> rows.Row:
+    """The row as Files answers it on a server that keeps connections, or not.
+
+    It says that text is UTF-8. Whether the connection stays is not the application's affair: the server reads what
+    the application leaves unread, and need not keep HTTP/1.0 connections. What it announces has to be so all the same.
+    """
+    expect = dict(row.expect)
+    expect["fields"] = [
+        [name, value + "; charset=utf-8" if value == "text/plain" else value]
+        for name, value in row.expect.get("fields", [])
+        if name != "Connection"
+    ]
+    expect["absent"] = [name for name in row.expect.get("absent", []) if name != "Connection"]
+    if row.version == 10 or content_of(row):
+        expect.pop("keep_alive", None)
+    elif not persistent and "keep_alive" in expect:
+        expect["keep_alive"] = False
+    return dataclasses.replace(row, expect=expect)
+
+
+def complaints(row: rows.Row, response: rows.Response, tag: str) -> list[str]:
+    """What the judge says against the answer."""
+    try:
+        rows.check(row, response, etag=tag)
+    except rows.Mismatch as mismatch:
+        return re.findall("^  - (.*)$", str(mismatch), re.MULTILINE)
+    return []
