@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Conditional", "FileWrapper", "Files", "FrontServer", "Protocol", "read_into", "receive_file"]
 
-_SAFE, _HANDS_OVER = SAFE, HANDS_OVER
 #: In an environ: a middleware hands over to the front server.
 _FRONT = "sendgate.front"
 #: Fields of a request that may make the answer shorter than all of the content.
