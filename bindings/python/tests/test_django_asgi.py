@@ -183,13 +183,13 @@ from django.core.asgi import get_asgi_application
 os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
 application = get_asgi_application()
 """,
-    "cancelled.py": """
-import asyncio
+    "ended.py": """
+import asyncio, sys
 
 import ours, views
 
 
-async def main():
+async def main(how):
     async def receive():
         if messages:
             return messages.pop()
@@ -200,6 +200,8 @@ async def main():
 
     async def send(message):
         if message["type"] == "http.response.body":
+            if how == "raises":
+                raise ArithmeticError
             sends.set()
             await asyncio.get_running_loop().create_future()
 
@@ -208,14 +210,16 @@ async def main():
     sends = asyncio.Event()
     scope = {"type": "http", "method": "GET", "path": "/file/file.bin", "headers": [], "http_version": "1.1"}
     request = asyncio.ensure_future(ours.application(scope, receive, send))
-    await asyncio.wait([asyncio.ensure_future(sends.wait()), request], return_when=asyncio.FIRST_COMPLETED)
-    assert sends.is_set() and not views.closed
-    request.cancel()
-    await asyncio.wait([request])
-    print(len(waiting), request.cancelled(), dict(views.closed), views.finished["requests"])
+    if how == "cancels":
+        waits = asyncio.ensure_future(sends.wait())
+        await asyncio.wait([waits, request], return_when=asyncio.FIRST_COMPLETED)
+        assert sends.is_set() and not views.closed
+        request.cancel()
+    (result,) = await asyncio.gather(request, return_exceptions=True)
+    print(type(result).__name__, len(waiting), dict(views.closed), views.finished["requests"])
 
 
-asyncio.run(main())
+asyncio.run(main(sys.argv[1]))
 """,
 }
 
@@ -553,11 +557,19 @@ def test_a_client_that_leaves(server: Running) -> None:
     assert server.counts()[0]["other"] == before + 1
 
 
-def test_a_request_that_the_server_cancels(project: Path) -> None:
+@pytest.mark.parametrize(("how", "error"), [("cancels", "CancelledError"), ("raises", "ArithmeticError")])
+def test_a_request_that_the_server_ends(project: Path, how: str, error: str) -> None:
     """Its response is closed too, once."""
-    command = [sys.executable, "cancelled.py"]
+    command = [sys.executable, "ended.py", how]
     result = subprocess.run(command, cwd=project, timeout=60, capture_output=True, text=True)
-    assert (result.stdout, result.stderr) == ("1 True {'file.bin': 1} 1\n", "")
+    assert (result.stdout, result.stderr) == (f"{error} 1 {{'file.bin': 1}} 1\n", "")
+
+
+def test_another_django(project: Path) -> None:
+    """One that has not what is used is refused, and it is said which has."""
+    code = "from django.core.handlers.asgi import ASGIHandler as A; del A.send_response; import sendgate.django"
+    result = subprocess.run([sys.executable, "-c", code], cwd=project, timeout=60, capture_output=True, text=True)
+    assert re.search(r"ImportError: .* works with Django 4\.2 to 6\.1, .* no send_response", result.stderr)
 
 
 # ---- Memory ----
