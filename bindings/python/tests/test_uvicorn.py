@@ -749,6 +749,36 @@ def test_several_processes(contents: Path, tmp_path: Path) -> None:
             assert server.ask("/c.bin")[1] == server.contents["c.bin"]
 
 
+def test_under_gunicorn(contents: Path, tmp_path: Path) -> None:
+    """A worker of uvicorn's with the protocol, as docs/uvicorn.md has it."""
+    (tmp_path / "worker.py").write_text(
+        "from uvicorn_worker import UvicornWorker\n"
+        "class Worker(UvicornWorker):\n"
+        '    CONFIG_KWARGS = {**UvicornWorker.CONFIG_KWARGS, "http": "sendgate.uvicorn:HttpTools"}\n'
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener, (tmp_path / "log").open("wb") as log:
+        command = [
+            sys.executable, "-m", "gunicorn", "--bind", f"fd://{listener.fileno()}", "-k", "worker.Worker",
+            "--no-control-socket", "uvicorn_application:application",
+        ]  # fmt: skip
+        environment = {
+            **os.environ, "SENDGATE_TEST_FILES": str(contents), "PYTHONPATH": path_with(HERE) + f":{tmp_path}",
+        }  # fmt: skip
+        process = subprocess.Popen(
+            command, env=environment, cwd=tmp_path, stdout=log, stderr=log, pass_fds=[listener.fileno()]
+        )
+        address = listener.getsockname()
+    try:
+        server = Server(process, address, tmp_path / "log", contents)
+        assert server.state()["extensions"]["http.response.pathsend"] == {"ranges": True}
+        target = script(["start", 200, [["content-length", str(3 << 20)], *VALIDATORS]], ["pathsend", "c.bin", {}])
+        assert server.ask(target)[1] == server.contents["c.bin"]
+        assert server.stop() == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
 # ---- Versions ----
 
 
