@@ -84,7 +84,12 @@ class _Sending:
             task.cancel()
             await asyncio.wait([task])
         if self.response is not None and not self.response.closed:
-            await sync_to_async(self.response.close)()
+            await sync_to_async(self._close)()
+
+    def _close(self) -> None:
+        # In the thread where Django does it, which may have done it just now.
+        if not self.response.closed:
+            self.response.close()
 
 
 class _Handler(ASGIHandler):  # type: ignore[misc]
