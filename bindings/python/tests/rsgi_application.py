@@ -24,11 +24,33 @@ if "SENDGATE_TEST_PERIOD" in os.environ:
     rsgi._leases = Leases(float(os.environ["SENDGATE_TEST_PERIOD"]))
 
 
+class Other:
+    """What ``Files`` leaves to another application."""
+
+    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
+        if scope.proto == "ws":
+            transport = await protocol.accept()
+            message = await transport.receive()
+            await transport.send_str("other: " + message.data)
+            protocol.close()
+            return
+        protocol.response_str(200, [], f"other: {scope.method} {scope.path}")
+
+
 class Application:
     """Answers by its methods: /NAME/... by the one of that name."""
 
     def __init__(self) -> None:
         self.files = rsgi.Files(FILES, prefix="/files/")
+        self.site = rsgi.Files(
+            FILES / "site",
+            prefix="/site/",
+            application=Other(),
+            headers=[("X-Name", "\u00e9")],
+            max_age=60,
+            error_pages={404: "404.html"},
+        )
+        self.alone = rsgi.Files(FILES / "site", prefix="/alone/", error_pages={404: "404.html"})
         self.opened: asyncio.Event | None = None
         self.go: asyncio.Event | None = None
         self.churning = threading.Event()
@@ -39,8 +61,8 @@ class Application:
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         name = scope.path.split("/")[1]
-        if name == "files":
-            await self.files.__rsgi__(scope, protocol)
+        if name in ("files", "site", "alone"):
+            await getattr(self, name).__rsgi__(scope, protocol)
             return
         query = dict(parse_qsl(scope.query_string))
         await getattr(self, name)(scope, rsgi.Protocol(protocol, scope), query)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import gzip
 import itertools
 import json
 import os
@@ -71,6 +72,20 @@ class Granian:
         return response.body.decode()
 
 
+def make_site(folder: Path) -> None:
+    """What /site/ and /alone/ serve."""
+    (folder / "sub").mkdir(parents=True)
+    for name, text in {
+        "index.html": "root", "sub/index.html": "sub", "404.html": "own 404", "page.txt": "page " * 1000,
+        "\u00e4.txt": "\u00e4", "\ufffd.txt": "nobody knows", ".hidden": "hidden",
+    }.items():  # fmt: skip
+        (folder / name).write_text(text)
+        os.utime(folder / name, (LONG_AGO, LONG_AGO))
+    packed = gzip.compress((folder / "page.txt").read_bytes())
+    (folder / "page.txt.gz").write_bytes(packed)
+    os.utime(folder / "page.txt.gz", (LONG_AGO + 1, LONG_AGO + 1))
+
+
 @contextlib.contextmanager
 def granian(loop: str, *options: str, limit: int | None = None, **environment: str) -> Iterator[Granian]:
     """Start it with the application, wait until it answers, and stop it at the end. limit: of its descriptors."""
@@ -82,6 +97,7 @@ def granian(loop: str, *options: str, limit: int | None = None, **environment: s
         for file, content in CONTENT.items():
             (folder / "files" / file).write_bytes(content)
             os.utime(folder / "files" / file, (LONG_AGO, LONG_AGO))
+        make_site(folder / "files" / "site")
         shutil.copy(HERE / "rsgi_application.py", folder)
         # A socket that is bound, but doesn't listen, keeps the port for a server that sets SO_REUSEADDR.
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -293,7 +309,6 @@ def test_several_ranges(server: Granian) -> None:
         parts = response.parts()
         assert [(part.first, part.last) for part in parts] == spans
         assert all(part.data == CONTENT[file][part.first : part.last + 1] for part in parts)
-    assert not list(Path("/dev/shm").glob("sendgate-*/content"))
 
 
 def test_no_such_file(server: Granian) -> None:
@@ -503,6 +518,241 @@ def test_system_calls_of_large_answers(target: str, server: Granian) -> None:
         "open": 2, "stat": 2, "pread": None, "lseek": None, "fcntl": 1,
     }  # fmt: skip
     assert found["read"] <= 2 + len(CONTENT["large"]) // 131072
+
+
+# ---- A folder ----
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "body"),
+    [
+        ("/", 200, "root"),
+        ("/page.txt", 200, "page " * 1000),
+        ("/page.txt?query", 200, "page " * 1000),
+        ("/sub/../page.txt", 200, "page " * 1000),
+        ("/sub/%2e%2E/page.txt", 200, "page " * 1000),
+        ("//sub/./", 200, "sub"),
+        ("/%C3%A4.txt", 200, "\u00e4"),
+        ("/..%2f..%2fsmall", 404, "own 404"),
+        ("/../../small", 404, "own 404"),
+        ("/none", 404, "own 404"),
+        ("/.hidden", 404, "own 404"),
+        ("/%FF.txt", 404, "own 404"),
+        ("/%EF%BF%BD.txt", 404, "own 404"),
+        ("/%00", 400, None),
+    ],
+)
+def test_paths(target: str, status: int, body: str | None, server: Granian) -> None:
+    """A path is decoded once. What isn't UTF-8 reaches no file, as the server doesn't tell what it was."""
+    for _ in range(2):
+        response = server.ask("/alone" + target)
+        assert response.status == status
+        if body is not None:
+            assert response.body == body.encode()
+
+
+def test_a_directory_is_redirected_to(server: Granian) -> None:
+    """With the query, and the bytes of its name."""
+    for target, location in {
+        "/site": "/site/",
+        "/site/sub?a=%20b": "/site/sub/?a=%20b",
+        "/site//sub": "/site/sub/",
+    }.items():
+        response = server.ask(target)
+        assert (response.status, response.get("Location")) == (301, location)
+
+
+def test_methods(server: Granian) -> None:
+    """Without another application there are no others than GET and HEAD."""
+    response = server.ask("/alone/page.txt", method="POST", body=b"content")
+    assert (response.status, response.get("Allow")) == (405, "GET, HEAD")
+    assert server.ask("/site/page.txt", method="POST", body=b"content").body == b"other: POST /site/page.txt"
+    assert server.ask("/site/none").body == b"other: GET /site/none"
+    assert server.ask("/site/%FF.txt").body == "other: GET /site/\ufffd.txt".encode()
+
+
+@pytest.mark.parametrize("length", ["page.txt", "index.html"])
+def test_head(length: str, server: Granian) -> None:
+    """As a GET, without the content."""
+    answers = [server.ask(f"/site/{length}", method=method) for method in ("GET", "HEAD", "GET", "HEAD")]
+    heads = [[field for field in answer.fields if field[0].lower() != "date"] for answer in answers]
+    assert all(sorted(head) == sorted(heads[0]) for head in heads)
+    assert [answer.body for answer in answers[1::2]] == [b"", b""]
+
+
+def test_fields(server: Granian) -> None:
+    """The site's own are sent with each file, in UTF-8 as the server sends all fields."""
+    for _ in range(2):
+        response = server.ask("/site/page.txt")
+        assert response.get("X-Name") == "\u00e9".encode().decode("latin-1")
+        assert response.get("Cache-Control") == "public, max-age=60"
+        assert response.get("Content-Type") == "text/plain; charset=utf-8"
+        assert response.get("Vary") == "Accept-Encoding"
+        assert len(response.all("Date")) == 1
+
+
+@pytest.mark.parametrize("accepted", [("Accept-Encoding: br, gzip",), ("Accept-Encoding: br", "Accept-Encoding: gzip")])
+def test_precompressed(accepted: tuple[str, ...], server: Granian) -> None:
+    """The file beside it is sent to who accepts it, in all the forms of an answer, and has a tag of its own."""
+    plain, packed = server.ask("/site/page.txt"), server.ask("/site/page.txt", *accepted)
+    for _ in range(2):
+        assert gzip.decompress(packed.body or b"") == plain.body
+        assert packed.get("Content-Encoding") == "gzip"
+        tag = packed.get("ETag")
+        assert tag is not None
+        assert tag != plain.get("ETag")
+        assert server.ask("/site/page.txt", *accepted, f"If-None-Match: {tag}").status == 304
+        assert server.ask("/site/page.txt", f"If-None-Match: {tag}").status == 200
+        part = server.ask("/site/page.txt", *accepted, "Range: bytes=3-9")
+        assert (part.status, part.body) == (206, (packed.body or b"")[3:10])
+        packed = server.ask("/site/page.txt", *accepted)
+
+
+def test_a_file_that_changes(server: Granian) -> None:
+    """What is remembered of it is not used any more: each answer is of one version."""
+    path = server.folder / "files" / "changing"
+    for number in range(20):
+        new = server.folder / "new"
+        new.write_bytes(b"%d" % number * (number + 1))
+        os.utime(new, (LONG_AGO + number, LONG_AGO + number))
+        os.replace(new, path)
+        tag = rows.file_tag(path)
+        for _ in range(2):
+            response = server.ask("/files/changing")
+            assert (response.get("ETag"), response.body) == (tag, b"%d" % number * (number + 1))
+            assert server.ask("/files/changing", f"If-None-Match: {tag}").status == 304
+            assert server.ask("/files/changing", "Range: bytes=0-0", f"If-Range: {tag}").status == 206
+
+
+def test_a_young_file(server: Granian) -> None:
+    """Its tag is weak at first, and becomes strong without another change of the file."""
+    path = server.folder / "files" / "young"
+    path.write_bytes(b"young")
+    tag = rows.file_tag(path)
+    seen = []
+
+    def is_strong() -> bool:
+        seen.append(server.ask("/files/young").get("ETag"))
+        return seen[-1] == tag
+
+    wait_until(is_strong)
+    assert seen[0] == f"W/{tag}"
+    assert set(seen) == {tag, f"W/{tag}"}
+
+
+def test_a_file_that_shrinks_while_it_is_sent(server: Granian) -> None:
+    """The client notices: the connection ends before what was announced has come."""
+    path = server.folder / "files" / "shrinking"
+    path.write_bytes(CONTENT["huge"])
+    with socket.create_connection(server.address, timeout=60) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(b"GET /files/shrinking HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        received = connection.recv(1024)
+        os.truncate(path, 1000)
+        while block := connection.recv(1 << 16):
+            received += block
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert b"content-length: 20000000" in head
+    assert len(body) < SIZES["huge"]
+    assert body == CONTENT["huge"][: len(body)]
+
+
+def test_clients_that_leave(server: Granian) -> None:
+    """Nothing is held for them, whichever way the content goes: by a path, or by a pipe."""
+    wait_until(lambda: server.text("/lent") == "0")
+    before = json.loads(server.text("/about"))["open"]
+    for fields in (b"", b"Range: bytes=5-9,1000-19000000\r\n"):
+        for _ in range(5):
+            with socket.create_connection(server.address, timeout=60) as connection:
+                connection.sendall(b"GET /files/huge HTTP/1.1\r\nHost: localhost\r\n" + fields + b"\r\n")
+                connection.recv(1024)
+    wait_until(lambda: server.text("/lent") == "0")
+    wait_until(lambda: json.loads(server.text("/about"))["open"] <= before)
+
+
+def test_a_slow_client_takes_no_memory(server: Granian) -> None:
+    """Several ranges are sent as the client takes them, and others are answered meanwhile."""
+    with socket.create_connection(server.address, timeout=60) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(b"GET /files/huge HTTP/1.1\r\nHost: localhost\r\nRange: bytes=5-9,1000-19999999\r\n\r\n")
+        connection.recv(1024)
+        grown = [memory(server.worker)]
+        for _ in range(20):
+            assert server.ask("/files/small").status == 200
+            grown.append(memory(server.worker))
+        assert max(grown) - min(grown) < 8 << 20
+
+
+def memory(process: int) -> int:
+    """Its own, in bytes."""
+    found = re.search(r"^RssAnon:\s+(\d+) kB$", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1]) * 1024
+
+
+def test_several_threads() -> None:
+    """Granian's runtime with several threads, and its own implementation of tasks."""
+    options = ("--runtime-threads", "2", "--runtime-mode", "mt", "--task-impl", "rust")
+    with granian("asyncio", *options) as server:
+        asked = [
+            ("/files/small", "small"),
+            ("/files/large", "large"),
+            ("/fd/huge", "huge"),
+            ("/conditional/other", "other"),
+        ]
+        wrong = []
+
+        def ask(seed: int) -> None:
+            for target, name in random.Random(seed).choices(asked, k=20):
+                if server.ask(target).body != CONTENT[name]:
+                    wrong.append(target)
+
+        threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        assert wrong == []
+        parts = server.ask("/files/huge", "Range: bytes=5-9,1000-9000000").parts()
+        assert parts[1].data == CONTENT["huge"][1000:9000001]
+
+
+def test_the_access_log() -> None:
+    """It has the status of each answer. Then the protocol is one of Granian's that is written in Python."""
+    with granian("asyncio", "--access-log", "--access-log-fmt", "%(method)s %(path)s %(status)d.") as server:
+        server.ask("/files/small", "Range: bytes=0-9")
+        server.ask("/conditional/large", f"If-None-Match: {TAG['large']}")
+        server.ask("/files/none")
+        server.ask("/fd/large")
+        lines = ["/files/small 206.", "/conditional/large 304.", "/files/none 404.", "/fd/large 200."]
+        wait_until(lambda: all(f"GET {line}" in server.log for line in lines))
+
+
+def test_websockets(server: Granian) -> None:
+    """They are the other application's, and refused if there is none."""
+
+    def connect(target: str) -> tuple[socket.socket, bytes]:
+        connection = socket.create_connection(server.address, timeout=60)
+        fields = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13"
+        connection.sendall(
+            f"GET {target} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\nSec-WebSocket-Key: {'a' * 22}==\r\n\r\n".encode()
+        )
+        return connection, connection.recv(65536)
+
+    connection, answer = connect("/alone/page.txt")
+    with connection:
+        assert answer.startswith(b"HTTP/1.1 404 ")
+    connection, answer = connect("/site/page.txt")
+    with connection:
+        assert answer.startswith(b"HTTP/1.1 101 ")
+        connection.sendall(b"\x81\x85\0\0\0\0Hello")  # text, 5 bytes, masked by nothing
+        assert connection.recv(65536) == b"\x81\x0cother: Hello"
+
+
+def test_nothing_was_wrong_on_the_inside(server: Granian) -> None:
+    """Nothing has raised an exception that nobody caught."""
+    assert "Traceback" not in server.log
+    assert "panicked" not in server.log
 
 
 # ---- What else an application sees ----

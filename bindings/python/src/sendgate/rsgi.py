@@ -13,7 +13,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
+import struct
+import termios
 import threading
 from collections.abc import Coroutine, Iterable, Mapping
 from email.utils import formatdate
@@ -41,7 +44,7 @@ __all__ = ["Files", "Protocol"]
 #: Bytes that are handed over at once, if they are in the page cache. Of a path the server has as many in memory.
 SMALL = 262144
 #: Seconds in which the server has to begin with reading what is given to it by a pipe.
-_PATIENCE = 30.0
+_PATIENCE = 10.0
 #: Members of the server's protocol that are used here.
 _HOOKS = ("response_empty", "response_bytes", "response_file", "response_file_range")
 #: Classes that have them.
@@ -170,6 +173,7 @@ class _Pipe:
         self._directory = make_directory()
         self._path = os.path.join(self._directory, "content")
         self._reader = self._writer = -1
+        self._written = 0
         try:
             os.mkfifo(self._path, 0o600)
             # With both ends open here, the server need not wait to open it.
@@ -186,9 +190,7 @@ class _Pipe:
             while block := await _in_thread(next, answer, b""):
                 with memoryview(block) as view:
                     await self._write(view)
-        except BrokenPipeError:
-            pass
-        except asyncio.TimeoutError:
+        except (BrokenPipeError, asyncio.TimeoutError):
             pass
         finally:
             self._close()
@@ -198,14 +200,23 @@ class _Pipe:
         start = 0
         while start < len(view):
             try:
-                start += os.write(self._writer, view[start:])
+                count = os.write(self._writer, view[start:])
             except BlockingIOError:
                 if self._reader < 0:
                     await _writable(self._writer)
                     continue
-                await asyncio.wait_for(_writable(self._writer), _PATIENCE)
-                # Somebody else has it open and reads. If he stops, that is an error from now on.
+                if self._in_pipe() == self._written:
+                    await asyncio.wait_for(_writable(self._writer), _PATIENCE)
+                # The server has read something. When it stops, that is an error from now on.
                 self._close_reader()
+            else:
+                self._written += count
+                start += count
+
+    def _in_pipe(self) -> int:
+        """How many bytes are there to be read."""
+        count: int = struct.unpack("i", fcntl.ioctl(self._reader, termios.FIONREAD, bytes(4)))[0]
+        return count
 
     def _close_reader(self) -> None:
         fd, self._reader = self._reader, -1
