@@ -130,6 +130,18 @@ async def raises(request: web.Request) -> web.StreamResponse:
     raise RuntimeError("after the response")
 
 
+@routes.get("/hurried/{name}")
+async def hurried(request: web.Request) -> web.StreamResponse:
+    """The handler has no time."""
+    response = FileResponse(FILES / request.match_info["name"])
+    try:
+        await asyncio.wait_for(response.prepare(request), 0.3)
+    except asyncio.TimeoutError:
+        logging.info("the handler was cancelled")
+        raise
+    return response
+
+
 @routes.get("/refused")
 async def refused(request: web.Request) -> web.StreamResponse:
     """What the library doesn't take, told to the handler."""

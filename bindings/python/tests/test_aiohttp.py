@@ -590,6 +590,27 @@ def test_a_client_that_takes_nothing(server: Running) -> None:
     wait_until(server.is_idle)
 
 
+def test_a_client_that_has_said_all(server: Running) -> None:
+    """It closes its side of the connection in mid-response, and gets the rest."""
+    with server.connect(receive_buffer=8192) as client:
+        client.request("/file/big")
+        client.head()
+        client.sock.shutdown(socket.SHUT_WR)
+        assert client.stream.read() == BIG
+    wait_until(server.is_idle)
+
+
+def test_a_handler_that_is_cancelled(server: Running) -> None:
+    """In mid-response: what has begun can't be completed by anything else, so the connection is closed."""
+    with server.connect(receive_buffer=8192) as client:
+        client.request("/hurried/big")
+        client.head()
+        wait_until(lambda: "the handler was cancelled" in server.log)
+        got = client.stream.read()
+        assert len(got) < len(BIG) and got == BIG[: len(got)]
+    wait_until(server.is_idle)
+
+
 def test_the_access_log(server: Running) -> None:
     """Status and bytes, head included, as aiohttp counts them."""
     for target, fields in (("/file/plain.txt?a", {}), ("/file/plain.txt?b", {"Range": "bytes=0-9"})):

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FileResponse", "StaticResource", "static"]
 
-#: Versions of aiohttp with which the tests pass.
-WORKS_WITH = "3.14"
+#: The versions that have what is used.
+WORKS_WITH = "3.10 to 3.14"
 _KNOWN = f"sendgate.aiohttp, which works with aiohttp {WORKS_WITH}, not {aiohttp.__version__},"
 check_hooks(_KNOWN, web.StreamResponse, "_write_headers")
 check_hooks(_KNOWN, web.StaticResource, "_handle")
