@@ -404,6 +404,7 @@ def test_what_cannot_be_sent(server: Running) -> None:
         with server.connect() as client:
             client.request("/stock/" + name)
             assert client.head().status == status, name
+    assert server.get("/file/a%00b").status == 404
     assert server.get("/no-descriptors").status == 503
     assert server.get("/pipe").status == 403
     assert server.get("/file/plain.txt").status == 200

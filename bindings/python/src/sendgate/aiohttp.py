@@ -10,6 +10,7 @@ through its transport: that is correct, but copies.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -135,6 +136,8 @@ class FileResponse(web.FileResponse):
         """What answers. Status and fields are set accordingly, unless an exception says that it can't be opened."""
         file: Any = self._file
         path = os.fsencode(file) if isinstance(file, (str, os.PathLike)) else None
+        if path is not None and b"\0" in path:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         fields = self.headers.copy()
         wanted = Request(request.method, 11 if request.version >= (1, 1) else 10, request.raw_headers, has_body=False)
         if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
