@@ -15,26 +15,28 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsgi_servers import KEEP_ALIVE, wait_for
+from wsgi_servers import KEEP_ALIVE
 
 HERE = Path(__file__).resolve().parent
 
 
 class Folder:
-    """A temporary directory with what the servers send, "files", and the application. A context manager."""
+    """A temporary directory with what the servers send, "files", and an application's module. A context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "asgi_application") -> None:
+        self.module = module
         self._directory = tempfile.TemporaryDirectory(prefix="sendgate-asgi-")
         self.path = Path(self._directory.name)
         self.files = self.path / "files"
 
     def __enter__(self) -> Folder:
         self.files.mkdir()
-        shutil.copy(HERE / "asgi_application.py", self.path)
+        shutil.copy(HERE / f"{self.module}.py", self.path)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,14 +107,14 @@ def running(server: Server, folder: Folder) -> Iterator[tuple[tuple[str, int], P
         words = server.command.format(port=address[1]).split()
         with log.open("w") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", *words, "asgi_application:application"],
+                [sys.executable, "-m", *words, f"{folder.module}:application"],
                 cwd=folder.path,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
                 stdout=output,
                 stderr=output,
             )
         try:
-            wait_for(address, process, log)
+            _wait(address, process, log)
             yield address, log, process.pid
         finally:
             process.terminate()
@@ -122,3 +124,19 @@ def running(server: Server, folder: Folder) -> Iterator[tuple[tuple[str, int], P
                 process.kill()
                 process.wait()
                 raise
+
+
+def _wait(address: tuple[str, int], process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            # Not only connected: Hypercorn on trio ends when a client leaves before it was accepted.
+            with socket.create_connection(address, timeout=60) as client:
+                client.sendall(b"GET /next HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                while client.recv(1 << 16):
+                    pass
+            return
+        except ConnectionRefusedError as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{process.args!r} doesn't answer: {log.read_text()}") from error
+            time.sleep(0.01)

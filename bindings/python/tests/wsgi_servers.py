@@ -276,7 +276,7 @@ def running(server: Server, folder: Folder) -> Iterator[tuple[tuple[str, int], P
                 command, cwd=folder.path, env={**os.environ, "PATH": PATH}, stdout=output, stderr=output
             )
         try:
-            wait_for(address, process, log)
+            _wait(address, process, log)
             yield address, log
         finally:
             process.terminate()
@@ -288,8 +288,7 @@ def running(server: Server, folder: Folder) -> Iterator[tuple[tuple[str, int], P
                 raise
 
 
-def wait_for(address: tuple[str, int], process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until the server accepts connections."""
+def _wait(address: tuple[str, int], process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 60
     while True:
         try:

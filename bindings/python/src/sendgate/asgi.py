@@ -381,8 +381,9 @@ class Conditional:
     ETag and a Last-Modified if it has none. "Accept-Ranges: none" is obeyed. All else passes through: also what has
     fields that the library would refuse, such as an ETag without its quotes.
 
-    pathsend, with offset and count, is offered to the application on every server. A path is opened once, before
-    anything is sent: OSError and NotRegularError are the application's then, and the server's if it doesn't catch them.
+    pathsend, with offset and count, is offered to the application on every server, and zerocopysend on none, because
+    Starlette's middleware loses it. A path is opened once, before anything is sent: OSError and NotRegularError are the
+    application's then, and the server's if it doesn't catch them.
     A head waits for the first event of its content, as ASGI asks of servers; that of text/event-stream doesn't.
 
     hide: Range and the If- fields are hidden from the application, which then answers in full. For those that evaluate
@@ -407,6 +408,8 @@ class Conditional:
             await self.application(scope, receive, send)
             return
         extensions = {**(scope.get("extensions") or {}), PATHSEND: {"ranges": True}, BODY: {}}
+        # Starlette's middleware loses those messages.
+        extensions.pop(_ZEROCOPYSEND, None)
         seen: Scope = {**scope, "extensions": extensions}
         hide = self._hide(scope) if callable(self._hide) else self._hide
         if hide and scope["method"] in SAFE:
