@@ -340,6 +340,8 @@ def test_what_aiohttp_compresses(server: Running) -> None:
             assert not {"content-length", "content-encoding", "transfer-encoding"} & answer.fields.keys()
         client.request("/compressed/plain.txt")
         assert client.response().body == CONTENT
+        client.request("/compressed/missing", "Accept-Encoding: gzip")
+        assert client.response().status == 404
         client.request("/compressed/both.txt", "Accept-Encoding: gzip", "Range: bytes=0-9")
         answer = client.response()
         assert (answer.status, answer.fields["content-encoding"]) == (206, "gzip")

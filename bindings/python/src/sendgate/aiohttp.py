@@ -22,7 +22,7 @@ from aiohttp import hdrs, web
 from aiohttp.web_fileresponse import CONTENT_TYPES
 
 from ._adapters import IDLE, check_hooks
-from ._answer import Answer, _own
+from ._answer import SAFE, Answer, _own
 from ._core import File, Request, _Exchange
 from ._errors import NotRegularError, ResponseTimeoutError, SendgateError
 from ._site import Mount, acceptable, beside, status_of
@@ -122,6 +122,7 @@ class FileResponse(web.FileResponse):
                     raise
                 self.set_status(status)
                 self.content_length = 0
+                self._forbid_compression()
                 return await web.StreamResponse.prepare(self, request)
             try:
                 return await self._send(request, answer)
@@ -140,7 +141,7 @@ class FileResponse(web.FileResponse):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         fields = self.headers.copy()
         wanted = Request(request.method, 11 if request.version >= (1, 1) else 10, request.raw_headers, has_body=False)
-        if request.method not in (hdrs.METH_GET, hdrs.METH_HEAD):
+        if request.method not in SAFE:
             # What another method has done can't be undone.
             wanted = wanted._full()
         elif fields.get(hdrs.ACCEPT_RANGES, "").strip().lower() == "none":
@@ -174,7 +175,11 @@ class FileResponse(web.FileResponse):
         own = [(name.encode(), value.encode()) for name, value in _own(list(fields.items()))]
         arguments: ExchangeArguments = {**self._arguments, "status": self.status, "headers": own}
         answer = Answer(wanted, file, **arguments)
-        answer.begin()
+        try:
+            answer.begin()
+        except BaseException:
+            answer.close()
+            raise
         decision = answer.decision
         assert decision is not None
         if decision.status != self.status:
@@ -190,13 +195,15 @@ class FileResponse(web.FileResponse):
         """Head and content."""
         decision = answer.decision
         assert decision is not None
-        if self.compression and (decision.body_length == 0 or hdrs.CONTENT_ENCODING in self.headers):
-            if hdrs.CONTENT_ENCODING not in self.headers and request.method == hdrs.METH_HEAD:
-                # That of a GET isn't known.
-                self.headers.pop(hdrs.CONTENT_LENGTH, None)
-            self.enable_compression(web.ContentCoding.identity)
         if decision.body_length:
             self._writer = request.writer
+        if hdrs.CONTENT_ENCODING in self.headers:
+            self._forbid_compression()
+        elif decision.body_length == 0:
+            if self.compression and request.method == hdrs.METH_HEAD:
+                # That of a GET isn't known.
+                self.headers.pop(hdrs.CONTENT_LENGTH, None)
+            self._forbid_compression()
         writer = await web.StreamResponse.prepare(self, request)
         if writer is None or decision.body_length == 0:
             return writer
@@ -219,6 +226,11 @@ class FileResponse(web.FileResponse):
             raise
         await web.StreamResponse.write_eof(self)
         return writer
+
+    def _forbid_compression(self) -> None:
+        """aiohttp would also compress what is compressed already, or empty."""
+        if self.compression:
+            self.enable_compression(web.ContentCoding.identity)
 
     def _is_compressed(self) -> bool:
         """Whether aiohttp compresses the content: then its length isn't known."""
