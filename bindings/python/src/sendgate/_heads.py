@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sendgate._native import ffi, lib
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     #: Names and values, as servers want them.
     Fields: TypeAlias = "list[tuple[str, str]]"
+    #: Status and fields; a descriptor, which is open, and whoever gets this closes it; and which bytes of the file are
+    #: the content, sent or not (HEAD): where they begin, and how many.
+    Head: TypeAlias = "tuple[int, Fields, int, int, int]"
     #: Length and time of modification of a file.
     Version: TypeAlias = "tuple[int, int, int]"
 
@@ -34,17 +37,6 @@ CONDITIONS = {
     for name in ("if-match", "if-modified-since", "if-none-match", "if-range", "if-unmodified-since", "range")
 }
 _MAX_RANGES = 64
-
-
-class Head(NamedTuple):
-    """An answer: status and fields, and which bytes of the file are its content, sent or not (HEAD)."""
-
-    status: int
-    fields: Fields
-    #: Open; whoever gets this closes it.
-    fd: int
-    offset: int
-    length: int
 
 
 class _Variant:
@@ -188,7 +180,7 @@ def _head(structs: _Structs, fd: int, variant: _Variant, method: str, given: Map
     heads, size = made[1], version[0]
     if not given:
         fields = heads.get(200)
-        return None if fields is None else Head(200, fields, fd, 0, size)
+        return None if fields is None else (200, fields, fd, 0, size)
     if not structs.decide(variant, method, given):
         return None
     status: int = structs.decision.http_status
@@ -196,11 +188,11 @@ def _head(structs: _Structs, fd: int, variant: _Variant, method: str, given: Map
     if fields is None:
         return None
     if status != 206:
-        return Head(status, fields, fd, 0, size if status == 200 else 0)
+        return status, fields, fd, 0, size if status == 200 else 0
     offset: int = structs.ranges[0].offset
     length: int = structs.ranges[0].length
     values = (str(length), f"bytes {offset}-{offset + length - 1}/{size}")
-    return Head(206, [*fields, *zip(_OF_A_RANGE, values)], fd, offset, length)
+    return 206, [*fields, *zip(_OF_A_RANGE, values)], fd, offset, length
 
 
 def _version(rep: Any) -> Version:

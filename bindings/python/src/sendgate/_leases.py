@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 PERIOD = 5.0
 #: What it is at least, where too many files are asked for.
 SHORTEST = 1.0
+#: Of a descriptor's flags.
+_ACCESS = os.O_ACCMODE | os.O_PATH
 
 
 def make_directory() -> str:
@@ -85,13 +87,13 @@ class Leases:
         self._next = 0
         self._timer: threading.Timer | None = None
 
-    def path(self, fd: int, status: os.stat_result) -> str:
-        """A path that leads to an open file, of which an fstat has said this.
+    def path(self, fd: int, status: os.stat_result, *, readable: bool = False) -> str:
+        """A path that leads to an open file, of which an fstat has said this. readable: it is open for reading.
 
         OSError: there can be none. EMFILE: too many files are lent; EBADF: it isn't open for reading; EACCES and
         others: it can't be opened once more, there is no /proc, or no place for the link.
         """
-        if fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_PATH) not in (os.O_RDONLY, os.O_RDWR):
+        if not readable and fcntl.fcntl(fd, fcntl.F_GETFL) & _ACCESS not in (os.O_RDONLY, os.O_RDWR):
             raise OSError(errno.EBADF, "the file is not open for reading")
         # The inode's number alone is not enough everywhere: overlayfs may keep it when the content is copied.
         identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

@@ -78,15 +78,21 @@ def _check(protocol: Any) -> None:
         _known.add(kind)
 
 
-def _hand_over(protocol: Any, status: int, fields: Fields, fd: int, offset: int, length: int) -> bool:
-    """Answer with a file's bytes, at least one. False: no path leads to them, and nothing was done."""
-    block = _cached(fd, offset, length)
-    if block is not None:
-        protocol.response_bytes(status, fields, block)
-        return True
+def _hand_over(
+    protocol: Any, status: int, fields: Fields, fd: int, offset: int, length: int, *, readable: bool = False
+) -> bool:
+    """Answer with a file's bytes, at least one. False: no path leads to them, and nothing was done.
+
+    readable: it is known to be open for reading.
+    """
+    if length <= SMALL:
+        block = _cached(fd, offset, length)
+        if block is not None:
+            protocol.response_bytes(status, fields, block)
+            return True
     try:
         found = os.fstat(fd)
-        path = _leases.path(fd, found)
+        path = _leases.path(fd, found, readable=readable)
     except OSError as error:
         if error.errno == errno.EBADF:
             raise _error(lib.SENDGATE_ERR_IO, sys_errno=errno.EBADF) from None
@@ -100,8 +106,8 @@ def _hand_over(protocol: Any, status: int, fields: Fields, fd: int, offset: int,
 
 
 def _cached(fd: int, offset: int, length: int) -> bytearray | None:
-    """All of a small content, if it takes no waiting to read it."""
-    if length > SMALL or not hasattr(os, "RWF_NOWAIT"):
+    """All of a content, if it takes no waiting to read it."""
+    if not hasattr(os, "RWF_NOWAIT"):
         return None
     block = bytearray(length)
     try:
@@ -448,7 +454,17 @@ class Files:
         if method in SAFE:
             head = self._heads.find(path, method, given, accept_encoding)
             if head is not None:
-                await self._send(protocol, method, *head)
+                status, head_fields, fd, offset, length = head
+                rest = None
+                try:
+                    if length == 0 or method == "HEAD":
+                        protocol.response_empty(status, head_fields)
+                    elif not _hand_over(protocol, status, head_fields, fd, offset, length, readable=True):
+                        rest = _content(os.dup(fd), offset, length)
+                finally:
+                    os.close(fd)
+                if rest is not None:
+                    await self._read(protocol, status, head_fields, rest)
                 return
         found = self._find(method, path, scope.query_string, accept_encoding)
         if found is None:
@@ -461,7 +477,9 @@ class Files:
             decision = answer.decision
             assert decision is not None
             self._heads.remember(path, found, accept_encoding, status, head_fields, len(decision.ranges))
-            await self._give(protocol, answer, status, _dated(answer, head_fields))
+            head_fields = _dated(answer, head_fields)
+            if not _directly(protocol, answer, status, head_fields):
+                await self._read(protocol, status, head_fields, answer)
         finally:
             answer.close()
 
@@ -476,42 +494,23 @@ class Files:
     async def _other(self, scope: Any, protocol: Any) -> None:
         await getattr(self._application, "__rsgi__", self._application)(scope, protocol)
 
-    async def _send(
-        self, protocol: Any, method: str, status: int, fields: Fields, fd: int, offset: int, length: int
-    ) -> None:
-        """Answer with what is known by heart. Takes fd over."""
+    async def _read(self, protocol: Any, status: int, fields: Fields, answer: Answer) -> None:
+        """Answer with what no path leads to. Takes over an answer that was begun."""
         try:
-            if length == 0 or method == "HEAD":
-                protocol.response_empty(status, fields)
+            assert answer.decision is not None
+            if answer.decision.body_length <= SMALL:
+                protocol.response_bytes(status, fields, await _in_thread(b"".join, answer))
                 return
-            if _hand_over(protocol, status, fields, fd, offset, length):
-                return
-            answer = _content(os.dup(fd), offset, length)
-        finally:
-            os.close(fd)
-        try:
-            await self._read(protocol, answer, status, fields)
+            try:
+                pipe = _Pipe(protocol, status, fields)
+            except OSError:
+                page = self._mount.site.error(503, (("Retry-After", "1"),)).answer(lambda: Request(has_body=False))
+                protocol.response_bytes(*_begin(page), b"".join(page))
+                page.close()
+            else:
+                await pipe.send(answer)
         finally:
             answer.close()
-
-    async def _give(self, protocol: Any, answer: Answer, status: int, fields: Fields) -> None:
-        """Answer with what was begun."""
-        if not _directly(protocol, answer, status, fields):
-            await self._read(protocol, answer, status, fields)
-
-    async def _read(self, protocol: Any, answer: Answer, status: int, fields: Fields) -> None:
-        """Answer with what no path leads to."""
-        assert answer.decision is not None
-        if answer.decision.body_length <= SMALL:
-            protocol.response_bytes(status, fields, await _in_thread(b"".join, answer))
-            return
-        try:
-            pipe = _Pipe(protocol, status, fields)
-        except OSError:
-            page = self._mount.site.error(503, (("Retry-After", "1"),)).answer(lambda: Request(has_body=False))
-            _directly(protocol, page, *_begin(page))
-        else:
-            await pipe.send(answer)
 
     def close(self) -> None:
         """Close the folder. Requests fail afterwards."""
