@@ -15,7 +15,7 @@ from pathlib import Path
 
 from network import CONGESTION, check_congestion, enter_network
 from run import CASES, Case, check_answer, make_files, measure, request_for
-from servers import OUT, ROOT, Server, Unavailable, build, start_inherited, two_processors
+from servers import OUT, ROOT, Server, Unavailable, build, start_inherited, start_on_port, two_processors
 
 #: A Python server takes some twenty times as long as the floor, for which run.py's numbers are made.
 SCALE = 1 / 12
@@ -39,24 +39,37 @@ SERVERS = {
         "Starlette": ("starlette", "uvicorn httptools"),
         "Files on stock": ("asgi_files", "uvicorn httptools"),
     },
+    "rsgi": {
+        "response_file": ("rsgi_bare", "granian uvloop"),
+        "Files": ("rsgi_files", "granian uvloop"),
+        "Protocol": ("rsgi_protocol", "granian uvloop"),
+        "response_file, asyncio": ("rsgi_bare", "granian asyncio"),
+        "Files, asyncio": ("rsgi_files", "granian asyncio"),
+    },
 }
 #: What each kind needs.
 PACKAGES = {
     "files": "sendgate", "conditional": "sendgate", "asgi_files": "sendgate", "asgi_mounted": "sendgate",
-    "hello": "gunicorn", "asgi_hello": "uvicorn",
+    "hello": "gunicorn", "asgi_hello": "uvicorn", "rsgi_hello": "granian", "rsgi_bare": "granian",
+    "rsgi_files": "sendgate", "rsgi_protocol": "sendgate",
 }  # fmt: skip
 #: The kind that says hello, by server.
-HELLOS = {"gunicorn": "hello", "uvicorn": "asgi_hello"}
+HELLOS = {"gunicorn": "hello", "uvicorn": "asgi_hello", "granian": "rsgi_hello"}
 
 
 def start(name: str, kind: str, runner: str, data: Path, cpus: set[int]) -> Server:
-    """One of pyapps.py, on gunicorn with one worker of four threads, or on uvicorn with uvloop."""
+    """One of pyapps.py, on gunicorn with one worker of four threads, on uvicorn with uvloop, or on Granian."""
     python = OUT / "venv" / "bin" / "python"
     server, how = runner.split()
     for needed in (PACKAGES.get(kind, kind), server):
         if not (OUT / "venv" / f".{needed}").exists():
             raise Unavailable(f"{needed} is not installed: run `make bench-peers`")
-    if server == "uvicorn":
+    begin = start_inherited
+    if server == "granian":
+        begin = start_on_port  # it takes no socket
+        command = [python, "-m", "granian", "--interface", "rsgi", "--port", "{port}", "--loop", how]
+        command += ["--log-level", "warning"]
+    elif server == "uvicorn":
         command = [python, "-m", "uvicorn", "--fd", "{fd}", "--http", how, "--loop", "uvloop"]
         command += ["--no-access-log", "--log-level", "warning"]
     else:
@@ -64,7 +77,7 @@ def start(name: str, kind: str, runner: str, data: Path, cpus: set[int]) -> Serv
         command += ["--log-level", "warning"]
     here = Path(__file__).resolve().parent
     environment = {"SENDGATE_BENCH_DATA": str(data), "PYTHONPATH": str(here)}
-    return start_inherited(name, [*map(str, command), f"pyapps:{kind}"], cpus, environment)
+    return begin(name, [*map(str, command), f"pyapps:{kind}"], cpus, environment)
 
 
 def measured(server: Server, case: Case, data: Path, cpu: int, connections: int, scale: float) -> float:

@@ -110,6 +110,39 @@ def start_inherited(name: str, command: list[str], cpus: set[int], env: dict[str
             env={**os.environ, **env},
             preexec_fn=lambda: os.sched_setaffinity(0, cpus),
         )
+    return _answering(name, process, port)
+
+
+def start_on_port(name: str, command: list[str], cpus: set[int], env: dict[str, str]) -> Server:
+    """Start a server that has to be told a port: "{port}" in the command is its number.
+
+    Whatever processes it has when it has answered once are measured.
+    """
+    # A socket that is bound, but doesn't listen, keeps the port for a server that sets SO_REUSEADDR.
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+        process = subprocess.Popen(
+            [part.replace("{port}", str(port)) for part in command],
+            env={**os.environ, **env},
+            preexec_fn=lambda: os.sched_setaffinity(0, cpus),
+        )
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except ConnectionRefusedError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    process.kill()
+                    raise SystemExit(f"{name} did not start") from None
+                time.sleep(0.02)
+    return _answering(name, process, port)
+
+
+def _answering(name: str, process: subprocess.Popen, port: int) -> Server:
+    """Wait until it has answered."""
     try:
         with socket.create_connection(("127.0.0.1", port), 30) as client:
             client.sendall(b"HEAD /1k.bin HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
