@@ -1,7 +1,7 @@
 """The applications that python.py measures: each serves the folder that SENDGATE_BENCH_DATA names.
 
-Loaded by gunicorn, uvicorn and Granian as pyapps:NAME; only what is asked for is imported. WhiteNoise and ServeStatic look
-at all files when they start, which is their way; the others look at a file when it is asked for.
+Loaded by gunicorn, uvicorn and Granian as pyapps:NAME; only what is asked for is imported. WhiteNoise and ServeStatic
+look at all files when they start, which is their way; the others look at a file when it is asked for.
 """
 
 import os
