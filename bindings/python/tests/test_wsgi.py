@@ -536,6 +536,20 @@ def test_options(path: Path) -> None:
     assert (reply.code, reply["ETag"], reply.body) == (200, None, DATA)
 
 
+def test_how_it_is_sent_counts_in_any_case(path: Path) -> None:
+    """copy and check of a middleware and of what is inside are not forgotten where nothing is evaluated."""
+    changed = Adding(Conditional(sending(path.open("rb")), check=True))
+    not_found = sending(path.open("rb"), status="404 Not Found")
+    for application, gateway in (
+        (changed, Gateway(environ(), lambda *_: None)),
+        (not_found, Gateway(environ(), lambda *_: None, {"check": True})),
+    ):
+        answer = gateway.call(application)
+        assert type(answer) is Answer
+        assert answer.arguments["check"]
+        answer.close()
+
+
 def test_accept_ranges_none(path: Path) -> None:
     """An application that wants no ranges gets conditions only."""
 
@@ -579,6 +593,8 @@ def test_one_item_of_bytes() -> None:
     assert (reply.code, reply.body) == (200, DATA)
     reply = get(Conditional(returning([b""], validator, ("Content-Length", "1024"))), method="HEAD")
     assert (reply.code, reply["Content-Length"]) == (200, "1024")
+    reply = get(Conditional(returning([b""], validator)), method="HEAD")
+    assert (reply.code, reply["Content-Length"]) == (200, None)
 
 
 class Blocks:

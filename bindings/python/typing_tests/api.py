@@ -12,7 +12,10 @@ import ssl
 from typing import Any
 
 import sendgate
+import sendgate.asgi
 import sendgate.asyncio
+import sendgate.starlette
+import sendgate.wsgi
 
 
 def requests(environ: dict[str, Any], message: http.client.HTTPMessage) -> None:
@@ -22,6 +25,7 @@ def requests(environ: dict[str, Any], message: http.client.HTTPMessage) -> None:
     a = sendgate.Request(b"HEAD", "HTTP/1.0", {"Range": "bytes=0-9"}, has_body=False)
     a = sendgate.Request("GET", 11, message.items())
     a = sendgate.Request.from_environ(environ)
+    a = sendgate.Request.from_scope(environ, has_body=False)
     b: sendgate.Request | None = sendgate.Request.from_head(b"")
     c: str | None = a.field("If-Match")
     d: int = a.head_length
@@ -106,6 +110,21 @@ def simple(sock: socket.socket) -> None:
     protocol.response_file_fd(200, [("A", "b")], 3)
     protocol.response_file_fd_range(200, [], 3, 0, 10)
     protocol.response_file_conditional(200, [], "a", if_none_match=None, range_header=None)
+
+
+async def asgi(scope: sendgate.asgi.Scope, receive: sendgate.asgi.Receive, send: sendgate.asgi.Send) -> None:
+    """Applications, and what is around them."""
+    files = sendgate.asgi.Files("a", prefix="/b", max_age=1, application=asgi)
+    application: sendgate.asgi.Application = sendgate.asgi.Conditional(files, hide=lambda scope: True, max_ranges=1)
+    application = sendgate.asgi.Conditional(application, hide=True, check=True)
+    await sendgate.asgi.FileResponse(b"a", etag='"x"', headers={"A": "b"})(scope, receive, send)
+    await sendgate.asgi.Protocol(scope, receive, send).response_file_fd(200, [("A", "b")], 3)
+    sendgate.asgi.FileResponse(None)  # type: ignore[arg-type]
+    sendgate.asgi.Files("a", front=None)  # type: ignore[call-arg]
+    sendgate.starlette.FileResponse(pathlib.Path("a"), 200, {"A": "b"}, filename="c", etag='"x"', max_ranges=1)
+    sendgate.starlette.FileResponse(io.FileIO("a"))
+    sendgate.starlette.StaticFiles(directory="a", html=True, check=True)
+    await application(scope, receive, send)
 
 
 def errors() -> None:
