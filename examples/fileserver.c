@@ -15,15 +15,17 @@
  * System calls per request on a warm connection, besides epoll_wait and recv:
  *   304, HEAD                  fstat, send
  *   body up to 16 KiB          fstat, pread, send
- *   larger                     fstat, send, sendfile for each time the socket has room
+ *   larger                     fstat, send, sendfile for each time the socket has room (from 256 KiB on between
+ *                              getsockopt, setsockopt and setsockopt, for TCP_CORK)
  *
  * With --offload the files are sent by a sendgate_sender: by its thread, or at once if that takes no waiting. Then a
  * large file that has to come from the disk holds nobody up. What differs is in part 5. System calls on a warm
  * connection, besides epoll_wait, recv and a few that ask the page cache or a descriptor's flags:
- *   304, HEAD, up to 64 KiB    as above
+ *   304, HEAD, up to 1 MiB     as above
  *   larger                     fstat, fcntl to dup the socket and the file, write if the sender's thread is asleep;
  *                              read of an eventfd, once for all that have ended meanwhile
- *     on the sender's thread   send, sendfile for each time the socket has room, close of both, write of the eventfd
+ *     on the sender's thread   send, sendfile for each time the socket has room, as above; close of both, write of the
+ *                              eventfd
  *
  * Start reading at `serve` in part 4.
  */
@@ -552,7 +554,8 @@ static void serve(struct conn *c)
 
 static enum next offload(struct conn *c, const sendgate_exchange *ex)
 {
-    /* TRY_NOW: what is small, in memory and fits the socket is sent here and at once. Changing threads costs more. */
+    /* TRY_NOW: what takes no more than a moment is sent here and at once, as far as the socket takes it. Changing
+     * threads would cost more. */
     sendgate_sink sink = {.size = sizeof sink, .fd = c->fd,
                           .flags = SENDGATE_SINK_SIGPIPE_IGNORED | SENDGATE_SINK_TRY_NOW,
                           .idle_timeout_ms = IDLE_SECONDS * 1000, .min_rate = MIN_RATE};

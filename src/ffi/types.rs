@@ -270,10 +270,12 @@ pub type sendgate_write_fn = Option<
 /// The host ignores or handles SIGPIPE: saves asking the kernel before each sendfile.
 pub const SENDGATE_SINK_SIGPIPE_IGNORED: u32 = 0x1;
 /// For sendgate_sender_submit: send what can be sent at once in the calling thread, without waiting
-/// for the socket or the disk: answers up to 64 KiB from memory or the page cache, to a socket
-/// with O_NONBLOCK (or up to 16 KiB to any). What is left goes to the background. Where the file
+/// for the socket or the disk: up to 1 MiB of a file that is in the page cache, to a socket with
+/// O_NONBLOCK (or up to 16 KiB to any); up to 64 KiB of memory, or of a file with SENDGATE_REP_COPY.
+/// All else, multiparts, and what the socket does not take go to the background. Where the file
 /// system can't tell what is in the page cache (overlayfs, network file systems), up to 16 KiB are
-/// read, from wherever they are. Not for a write function.
+/// read, from wherever they are. Memory is taken to be there: for a mapping of a file that is not,
+/// the calling thread waits. Not for a write function.
 pub const SENDGATE_SINK_TRY_NOW: u32 = 0x2;
 
 /// Where the bytes go, and how long that may take.

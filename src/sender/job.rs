@@ -241,8 +241,17 @@ impl<W: Writer + Copy> Job<W> {
     }
 }
 
-/// Up to that much is sent in the caller's thread, if it asks for that.
-const NOW: u64 = 64 << 10;
+/// Up to that much of a file is sent by sendfile in the caller's thread, if it asks for that. Measured on loopback, out
+/// of the page cache: 1 MiB takes 50 to 70 us of CPU time, and handing it over another 20.
+const NOW: u64 = 1 << 20;
+
+/// The same for what is copied, which takes longer: memory, and a file that sendfile is not to send. Memory may be a
+/// mapping of a file that has to come from the disk first, and nobody can tell: of a file that is another user's
+/// mincore(2) says that all of it is there (seen on Linux 6.18).
+const NOW_COPIED: u64 = 64 << 10;
+
+/// A file is looked for in the page cache in pieces of that many bytes, at both ends of each (0.2 us an end).
+const LOOK: usize = 128 << 10;
 
 /// Sends what can be sent without waiting. `Step::Yield`: not begun, because it could take longer than a moment.
 pub(super) fn send_now<W, const N: usize>(
@@ -252,25 +261,25 @@ pub(super) fn send_now<W, const N: usize>(
 ) -> Result<Step, Cut> {
     let Sink::Socket { fd, sigpipe_ignored } = *sink else { return Ok(Step::Yield) };
     let length = transfer.plan().body_length();
+    let by_sendfile = matches!(body, Body::File { .. }) && transfer.uses_sendfile();
     // Each part of a multipart could be somewhere else on the disk.
-    if length > NOW || transfer.plan().is_multipart() {
+    if length > if by_sendfile { NOW } else { NOW_COPIED } || transfer.plan().is_multipart() {
+        return Ok(Step::Yield);
+    }
+    // sendfile would wait on a socket without it.
+    if by_sendfile && status_flags(fd).map_err(|error| Failure::System(errno(&error)))? & libc::O_NONBLOCK == 0 {
         return Ok(Step::Yield);
     }
     if let Body::File { fd: file, offset } = body
         && length > 0
     {
         let at = offset.saturating_add(transfer.next_span().offset);
-        match file::read_ahead(file, at, length) {
-            Cached::Yes => {}
-            // One read of a few pages, as any server does that knows nothing of page caches.
-            Cached::Unknown if length <= SMALL => {}
-            Cached::Unknown | Cached::No => return Ok(Step::Yield),
-        }
-        if transfer.uses_sendfile() {
-            let system = |error| Failure::System(errno(&error));
-            // sendfile would wait on a socket without it.
-            if status_flags(fd).map_err(system)? & libc::O_NONBLOCK == 0 {
-                return Ok(Step::Yield);
+        for begin in (0..length).step_by(LOOK) {
+            match file::read_ahead(file, at.saturating_add(begin), (LOOK as u64).min(length - begin)) {
+                Cached::Yes => {}
+                // One read of a few pages, as any server does that knows nothing of page caches.
+                Cached::Unknown if length <= SMALL => {}
+                Cached::Unknown | Cached::No => return Ok(Step::Yield),
             }
         }
     }

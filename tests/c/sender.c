@@ -695,12 +695,17 @@ static void write_functions(void)
 
 /* ---- SENDGATE_SINK_TRY_NOW ---- */
 
-/* Whether the file system here tells what is in the page cache (tmpfs and overlayfs don't). */
-static int cache_is_known(int file)
+static int is_cached(int file, off_t offset)
 {
     char byte;
     struct iovec place = {&byte, 1};
-    return preadv2(file, &place, 1, 0, RWF_NOWAIT) == 1;
+    return preadv2(file, &place, 1, offset, RWF_NOWAIT) == 1;
+}
+
+/* Whether the file system here tells what is in the page cache (tmpfs and overlayfs don't). */
+static int cache_is_known(int file)
+{
+    return is_cached(file, 0);
 }
 
 static void check_at_once(struct flight *flight, sendgate_sender *sender, size_t len)
@@ -725,10 +730,10 @@ static void at_once(void)
     sendgate_sender_options options = {.size = sizeof options, .max_in_flight = 1};
     sendgate_sender *sender = sender_make(&options);
     struct flight flight;
-    char *memory = malloc(65536);
+    char *memory = malloc(65537);
     MUST(memory != NULL);
-    pattern_fill(memory, 65536);
-    static const size_t sizes[] = {0, 1, SMALL, 16384, 16385, 65536};
+    pattern_fill(memory, 65537);
+    static const size_t sizes[] = {0, 1, SMALL, 16384, 16385, 65536, 65537};
     for (size_t i = 0; i < 8 * N(sizes); i++) {
         enum kind kind = i & 1 ? TCP_PAIR : UNIX_PAIR;
         int nonblocking = (i & 2) != 0, from_memory = (i & 4) != 0, file = -1;
@@ -743,10 +748,10 @@ static void at_once(void)
             ask_file(&flight.ask, file, flight.sock);
         }
         flight.ask.sink.flags = SENDGATE_SINK_TRY_NOW;
-        if (from_memory || size <= 16384 || (nonblocking && cache_is_known(file))) {
+        if (from_memory ? size <= 65536 : size <= 16384 || (nonblocking && cache_is_known(file))) {
             check_at_once(&flight, sender, size);
         } else {
-            /* sendfile would wait on a blocking socket. */
+            /* sendfile would wait on a blocking socket; of memory it is too much. */
             flight_submit(&flight, sender);
             flight_collect(sender, 1);
             flight_check_whole(&flight, size);
@@ -862,6 +867,42 @@ static void at_once(void)
     flight_read(&flight);
     flight_collect(sender, 1);
     flight_check_whole(&flight, 65536);
+
+    check_case("a part of a file at once");
+    int file = file_new("answer", 1 << 20);
+    flight_open(&flight, UNIX_PAIR, 1);
+    ask_file(&flight.ask, file, flight.sock);
+    flight.ask.sink.flags = SENDGATE_SINK_TRY_NOW;
+    if (cache_is_known(file)) {
+        CHECK_STATUS(sendgate_sender_submit(sender, &flight.ask.exchange, &flight.ask.sink, &flight, &flight.id,
+                                            &flight.ask.result),
+                     SENDGATE_PENDING);
+        CHECK(flight.ask.result.body_sent > 0 && flight.ask.result.body_sent < 1 << 20);
+    } else {
+        flight_submit(&flight, sender);
+    }
+    flight_read(&flight);
+    flight_collect(sender, 1);
+    flight_check_whole(&flight, 1 << 20);
+
+    check_case("a file of which the middle is not in the page cache");
+    MUST(fsync(file) == 0);
+    MUST(posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED) == 0);
+    /* The ends come back alone. */
+    MUST(posix_fadvise(file, 0, 0, POSIX_FADV_RANDOM) == 0);
+    MUST(pread(file, memory, 1, 0) == 1 && pread(file, memory, 1, (1 << 20) - 1) == 1);
+    if (cache_is_known(file) && is_cached(file, (1 << 20) - 1) && !is_cached(file, 512 << 10)) {
+        flight_open(&flight, UNIX_PAIR, 1);
+        ask_file(&flight.ask, file, flight.sock);
+        flight.ask.sink.flags = SENDGATE_SINK_TRY_NOW;
+        flight_submit(&flight, sender);
+        flight_read(&flight);
+        flight_collect(sender, 1);
+        flight_check_whole(&flight, 1 << 20);
+    } else {
+        printf("skipped: a file of which the middle is not in the page cache: this file system can't tell\n");
+    }
+    close(file);
 
     check_case("not for a write function");
     struct writer writer = {.sock = -1, .readable = -1};

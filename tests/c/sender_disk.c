@@ -28,8 +28,16 @@ static struct {
     int blocked;   /* reads that had to wait */
     int blocked_here; /* those of the main thread */
     size_t longest; /* bytes of the longest read that had to wait */
+    int patient;   /* what the main thread sends to is waited for: its sockets take all */
+    uint64_t sent_here, sent_elsewhere; /* bytes sent by the main thread, and by others */
+    int sendfiles_here; /* calls of sendfile by the main thread */
 } disk = {.lock = PTHREAD_MUTEX_INITIALIZER};
 static pthread_t main_thread;
+
+static int is_here(void)
+{
+    return pthread_equal(pthread_self(), main_thread) != 0;
+}
 
 static void disk_begin(int latency_ms)
 {
@@ -37,8 +45,19 @@ static void disk_begin(int latency_ms)
     memset(disk.ready, 0, sizeof disk.ready);
     disk.on = 1;
     disk.latency_ms = latency_ms;
-    disk.silent = disk.deaf = disk.blocked = disk.blocked_here = 0;
+    disk.silent = disk.deaf = disk.blocked = disk.blocked_here = disk.patient = 0;
     disk.longest = 0;
+    disk.sent_here = disk.sent_elsewhere = 0;
+    disk.sendfiles_here = 0;
+    pthread_mutex_unlock(&disk.lock);
+}
+
+/* All blocks are there, but for that one; -1: all of them. */
+static void disk_warm(int but)
+{
+    pthread_mutex_lock(&disk.lock);
+    for (int block = 0; block < BLOCKS; block++)
+        disk.ready[block] = block != but;
     pthread_mutex_unlock(&disk.lock);
 }
 
@@ -63,7 +82,7 @@ static void wait_for(off_t offset, size_t len)
                 left = disk.ready[block] - now_ms();
         if (left > 0) {
             disk.blocked++;
-            disk.blocked_here += pthread_equal(pthread_self(), main_thread) != 0;
+            disk.blocked_here += is_here();
             if (len > disk.longest)
                 disk.longest = len;
         }
@@ -110,12 +129,47 @@ ssize_t pread(int fd, void *bytes, size_t len, off_t offset)
     return real(fd, bytes, len, offset);
 }
 
+static void before_send(int sock)
+{
+    struct pollfd writable = {.fd = sock, .events = POLLOUT};
+    if (is_here() && disk.patient)
+        MUST(poll(&writable, 1, -1) == 1);
+}
+
+static ssize_t after_send(ssize_t sent)
+{
+    if (sent > 0) {
+        pthread_mutex_lock(&disk.lock);
+        *(is_here() ? &disk.sent_here : &disk.sent_elsewhere) += (uint64_t)sent;
+        pthread_mutex_unlock(&disk.lock);
+    }
+    return sent;
+}
+
 ssize_t sendfile(int sock, int fd, off_t *offset, size_t len)
 {
     static ssize_t (*real)(int, int, off_t *, size_t);
     FIND(real, "sendfile");
+    before_send(sock);
+    disk.sendfiles_here += is_here();
     wait_for(*offset, len);
-    return real(sock, fd, offset, len);
+    return after_send(real(sock, fd, offset, len));
+}
+
+ssize_t send(int sock, const void *bytes, size_t len, int flags)
+{
+    static ssize_t (*real)(int, const void *, size_t, int);
+    FIND(real, "send");
+    before_send(sock);
+    return after_send(real(sock, bytes, len, flags));
+}
+
+ssize_t sendmsg(int sock, const struct msghdr *message, int flags)
+{
+    static ssize_t (*real)(int, const struct msghdr *, int);
+    FIND(real, "sendmsg");
+    before_send(sock);
+    return after_send(real(sock, message, flags));
 }
 
 /* The same calls under the names that they have where off_t can have two widths. */
@@ -169,14 +223,20 @@ struct client {
     struct ask ask;
 };
 
-static void client_begin(struct client *client, enum kind kind)
+/* One that doesn't read yet. */
+static void client_connect(struct client *client, enum kind kind, int nonblocking)
 {
     int pair[2];
-    make_pair(kind, 1, pair);
+    make_pair(kind, nonblocking, pair);
     client->socket = pair[0];
     peer_init(&client->peer, pair[1]);
-    peer_start(&client->peer);
     ask_file(&client->ask, file, pair[0]);
+}
+
+static void client_begin(struct client *client, enum kind kind)
+{
+    client_connect(client, kind, 1);
+    peer_start(&client->peer);
 }
 
 /* Returns the body that it got. */
@@ -314,34 +374,151 @@ static void cold_ones_end_when_they_should(void)
     }
 }
 
-/* With SENDGATE_SINK_TRY_NOW the calling thread sends what is in memory, and never waits for the disk. */
+/* ---- SENDGATE_SINK_TRY_NOW ---- */
+
+static sendgate_status submit_now(struct client *client)
+{
+    struct ask *ask = &client->ask;
+    ask->sink.flags = SENDGATE_SINK_TRY_NOW;
+    return sendgate_sender_submit(sender, &ask->exchange, &ask->sink, NULL, NULL, &ask->result);
+}
+
+/* The client has got these bytes of the file. */
+static void check_got(struct client *client, size_t offset, size_t length)
+{
+    struct answer answer = client_end(client);
+    CHECK_INT(answer.status, 200);
+    CHECK_INT(answer.body_len, length);
+    CHECK(is_pattern(answer.body, answer.body_len, offset));
+    peer_free(&client->peer);
+}
+
+/* What has to come from the disk is handed over, be it one piece of 128 KiB; the caller has sent nothing, and has not
+ * waited. */
 static void the_caller_never_waits(void)
 {
-    check_case("the caller never waits");
-    static const size_t lengths[] = {1000, 16 << 10, 60 << 10};
-    for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i++) {
-        for (int warm = 0; warm < 2; warm++) {
-            struct client client;
-            disk_begin(20);
-            if (warm) {
-                posix_fadvise(file, 0, BLOCK, POSIX_FADV_WILLNEED);
-                poll(NULL, 0, 30);
-            }
-            client_begin(&client, TCP_PAIR);
-            client.ask.rep.length = lengths[i];
-            client.ask.sink.flags = SENDGATE_SINK_TRY_NOW;
-            sendgate_status status =
-                sendgate_sender_submit(sender, &client.ask.exchange, &client.ask.sink, NULL, NULL, &client.ask.result);
-            CHECK_STATUS(status, warm ? SENDGATE_OK : SENDGATE_PENDING);
-            if (!warm)
-                CHECK_STATUS(take().status, SENDGATE_OK);
-            CHECK_INT(disk.blocked_here, 0);
-            struct answer answer = client_end(&client);
-            CHECK_INT(answer.body_len, lengths[i]);
-            CHECK(is_pattern(answer.body, answer.body_len, 0));
-            peer_free(&client.peer);
-        }
+    static const struct {
+        size_t offset, length;
+        int cold; /* the only block that is; -1: all are there; -2: none is */
+    } cases[] = {
+        {0, 1000, -1},           {0, 16 << 10, -1},        {0, 60 << 10, -1},        {0, 1 << 20, -1},
+        {0, 1000, -2},           {0, 16 << 10, -2},        {0, 60 << 10, -2},        {0, 1 << 20, -2},
+        {0, 1 << 20, 0},         {0, 1 << 20, 1},          {0, 1 << 20, 2},          {0, 1 << 20, 3},
+        {0, 1 << 20, 4},         {0, 1 << 20, 5},          {0, 1 << 20, 6},          {0, 1 << 20, 7},
+        {0, 1 << 20, 8},         {5000, 1 << 20, 0},       {5000, 1 << 20, 4},       {5000, 1 << 20, 8},
+        {5000, 1 << 20, 9},      {BLOCK, 1 << 20, 0},      {BLOCK, 3 * BLOCK, 2},    {BLOCK - 1, BLOCK, 0},
+        {BLOCK - 1, BLOCK, 1},   {BLOCK, BLOCK - 5000, 1}, {BLOCK, BLOCK - 5000, 2}, {BLOCK, BLOCK + 1, 2},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        size_t offset = cases[i].offset, length = cases[i].length;
+        int cold = cases[i].cold, warm = 1;
+        if (cold != -1)
+            warm = cold != -2 && !(offset / BLOCK <= (size_t)cold && (size_t)cold <= (offset + length - 1) / BLOCK);
+        check_case("%zu bytes from %zu on at once, cold: %d", length, offset, cold);
+        struct client client;
+        disk_begin(20);
+        if (cold != -2)
+            disk_warm(cold);
+        disk.patient = 1;
+        client_begin(&client, i & 1 ? TCP_PAIR : UNIX_PAIR);
+        client.ask.rep.offset = offset;
+        client.ask.rep.length = length;
+        sendgate_status status = submit_now(&client);
+        CHECK_STATUS(status, warm ? SENDGATE_OK : SENDGATE_PENDING);
+        CHECK_INT(client.ask.result.head_sent > 0, warm);
+        CHECK_INT(client.ask.result.body_sent, warm ? length : 0);
+        if (status == SENDGATE_PENDING)
+            CHECK_STATUS(take().status, SENDGATE_OK);
+        check_sender_empty(sender);
+        CHECK_INT(disk.blocked_here, 0);
+        CHECK_INT(disk.sent_here, client.ask.result.head_sent + client.ask.result.body_sent);
+        check_got(&client, offset, length);
     }
+}
+
+/* More than that is handed over, though all of it is there and the socket would take it. */
+static void the_caller_sends_only_so_much(void)
+{
+    enum { MUCH = 1 << 20, LESS = 64 << 10 };
+    uint8_t *memory = malloc(LESS + 1);
+    MUST(memory != NULL);
+    pattern_fill(memory, LESS + 1);
+    static const struct {
+        const char *what;
+        size_t most;
+        uint32_t flags;
+        int blocking, by_sendfile;
+    } cases[] = {
+        {"a file", MUCH, 0, 0, 1},
+        {"a checked file", MUCH, SENDGATE_REP_CHECK, 0, 1},
+        {"a file to a blocking socket", 16 << 10, 0, 1, 0},
+        {"a copied file", LESS, SENDGATE_REP_COPY, 0, 0},
+        {"a copied file to a blocking socket", LESS, SENDGATE_REP_COPY, 1, 0},
+        {"memory", LESS, 0, 0, 0},
+        {"memory to a blocking socket", LESS, 0, 1, 0},
+    };
+    for (size_t i = 0; i < 4 * (sizeof cases / sizeof cases[0]); i++) {
+        const size_t which = i / 4, more = i & 1;
+        const enum kind kind = i & 2 ? TCP_PAIR : UNIX_PAIR;
+        const size_t length = cases[which].most + more;
+        check_case("%zu bytes of %s at once, %s", length, cases[which].what, kind_name(kind));
+        struct client client;
+        disk_begin(20);
+        disk_warm(-1);
+        disk.patient = 1;
+        client_connect(&client, kind, !cases[which].blocking);
+        if (strncmp(cases[which].what, "memory", 6) == 0)
+            ask_memory(&client.ask, memory, length, client.socket);
+        client.ask.rep.length = length;
+        client.ask.rep.flags |= cases[which].flags;
+        peer_start(&client.peer);
+        sendgate_status status = submit_now(&client);
+        CHECK_STATUS(status, more ? SENDGATE_PENDING : SENDGATE_OK);
+        CHECK_INT(client.ask.result.head_sent == 0, more);
+        CHECK_INT(client.ask.result.body_sent, more ? 0 : length);
+        if (status == SENDGATE_PENDING) {
+            sendgate_completion completion = take();
+            CHECK_STATUS(completion.status, SENDGATE_OK);
+            CHECK_INT(completion.body_sent, length);
+        }
+        check_sender_empty(sender);
+        CHECK_INT(disk.sent_here, client.ask.result.head_sent + client.ask.result.body_sent);
+        CHECK_INT(disk.sendfiles_here > 0, cases[which].by_sendfile && !more);
+        check_got(&client, 0, length);
+    }
+    free(memory);
+}
+
+/* What the socket does not take goes on in the background, and the counts are those of both. */
+static void the_rest_goes_on(enum kind kind)
+{
+    check_case("the rest goes on, %s", kind_name(kind));
+    enum { LEN = 1 << 20, OFFSET = 12345 };
+    const int small = 1;
+    struct client client;
+    disk_begin(20);
+    disk_warm(-1);
+    client_connect(&client, kind, 1);
+    MUST(setsockopt(client.socket, SOL_SOCKET, SO_SNDBUF, &small, sizeof small) == 0);
+    client.ask.rep.offset = OFFSET;
+    client.ask.rep.length = LEN;
+    MUST(submit_now(&client) == SENDGATE_PENDING);
+    const sendgate_result *result = &client.ask.result;
+    CHECK_STATUS(result->status, SENDGATE_PENDING);
+    CHECK(result->head_sent > 0 && result->body_sent > 0 && result->body_sent < LEN);
+    CHECK_INT(result->connection, SENDGATE_CONN_BROKEN);
+    CHECK_INT(disk.sent_here, result->head_sent + result->body_sent);
+    CHECK(disk.sendfiles_here > 0);
+    peer_start(&client.peer);
+    sendgate_completion completion = take();
+    CHECK_STATUS(completion.status, SENDGATE_OK);
+    CHECK_INT(completion.connection, SENDGATE_CONN_REUSABLE);
+    CHECK_INT(completion.head_sent, result->head_sent);
+    CHECK_INT(completion.body_sent, LEN);
+    CHECK_INT(disk.sent_here, result->head_sent + result->body_sent);
+    CHECK_INT(disk.sent_here + disk.sent_elsewhere, completion.head_sent + LEN);
+    CHECK_INT(disk.blocked, 0);
+    check_got(&client, OFFSET, LEN);
 }
 
 int main(void)
@@ -361,6 +538,9 @@ int main(void)
     the_disk_is_waited_for_in_pieces(EOPNOTSUPP, 0);
     cold_ones_end_when_they_should();
     the_caller_never_waits();
+    the_caller_sends_only_so_much();
+    the_rest_goes_on(TCP_PAIR);
+    the_rest_goes_on(UNIX_PAIR);
     disk.on = 0;
     sendgate_sender_free(sender);
     CHECK_INT(open_fds(), fds);

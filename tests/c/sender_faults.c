@@ -364,7 +364,7 @@ static const struct wanted {
     {.name = "checked", .length = LONG, .slow = 1, .rep_flags = SENDGATE_REP_CHECK},
     {.name = "by a write function", .length = LONG, .slow = 1, .writer = 1},
     {.name = "at once", .length = SMALL, .sink_flags = SENDGATE_SINK_TRY_NOW},
-    {.name = "at once as far as it goes", .length = 60000, .slow = 1, .sink_flags = SENDGATE_SINK_TRY_NOW},
+    {.name = "at once as far as it goes", .length = LONG, .slow = 1, .sink_flags = SENDGATE_SINK_TRY_NOW},
     {.name = "cancelled", .length = LONG, .cancel = 1, .status = SENDGATE_ERR_CANCELLED},
     {.name = "too slow", .length = LONG, .timeout = 2, .status = SENDGATE_ERR_TIMEOUT},
 };

@@ -283,6 +283,28 @@ def test_try_now(sender: Sender, pair: tuple[Any, Any]) -> None:
     assert client.makefile("rb").read().endswith(b"\r\n\r\nhello")
 
 
+@pytest.mark.parametrize(("of_file", "limit"), [(True, 1 << 20), (False, 64 << 10)])
+def test_try_now_has_a_limit(sender: Sender, pair: tuple[Any, Any], tmp_path: Path, of_file: bool, limit: int) -> None:
+    """One byte more is the sender's, all of it. Up to it, what the socket takes leaves at once."""
+    server, client = pair
+    server.setblocking(False)
+    pipe = Pipe(server, client)
+    body = os.urandom(limit + 1)
+    path = tmp_path / "file.bin"
+    path.write_bytes(body)
+    for length in (limit, limit + 1):
+        file = path if of_file else body
+        submitted = sender.submit(server, None, file, length=length, head=b"", try_now=True)
+        if length > limit:
+            assert isinstance(submitted, int)
+        elif not of_file:  # of a file it depends on the reader, and on the file system
+            assert isinstance(submitted, sendgate.Result)
+        result = submitted if isinstance(submitted, sendgate.Result) else completions(sender)[0].result
+        assert (result.status, result.body_sent) == (0, length)
+    assert nothing_to_take(sender)
+    assert pipe.received() == body[:limit] + body
+
+
 def test_try_now_where_it_takes_waiting(sender: Sender, pair: tuple[Any, Any]) -> None:
     """What the socket doesn't take goes to the background, as one response."""
     server, client = pair
