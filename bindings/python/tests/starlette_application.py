@@ -121,6 +121,17 @@ class Marked(StaticFiles):
         return response
 
 
+class Raced(StaticFiles):
+    """One whose file is replaced by a link that leads out, after it was looked up."""
+
+    def lookup_path(self, path: str) -> Any:
+        """Look it up."""
+        found = super().lookup_path(path)
+        os.symlink("../starlette_application.py", FILES / "link")
+        os.replace(FILES / "link", FILES / path)
+        return found
+
+
 ours = Starlette(
     routes=[
         Route("/file", file, methods=["GET", "HEAD", "POST"]), Route("/count", count),
@@ -129,6 +140,7 @@ ours = Starlette(
         Mount("/static", StaticFiles(directory="files")), Mount("/html", StaticFiles(directory="files", html=True)),
         Mount("/linked", StaticFiles(directory="files", follow_symlink=True)),
         Mount("/marked", Marked(directory="files")), Mount("/one", FileResponse(FILE)),
+        Mount("/raced", Raced(directory="files")), Mount("/packed", StaticFiles(packages=[("packed", "data")])),
     ]
 )  # fmt: skip
 

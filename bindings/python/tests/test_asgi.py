@@ -368,8 +368,12 @@ def test_a_server_that_fails(path: Path, library: str, at: int) -> None:
 
 
 @pytest.mark.parametrize("server", [Server, Ours])
-def test_cancelled(path: Path, server: type[Server]) -> None:
+@pytest.mark.parametrize("sends", ["FileResponse", "pathsend", "pathsend of another status"])
+def test_cancelled(path: Path, server: type[Server], sends: str) -> None:
     """A task that is cancelled while the server takes its time leaves nothing open."""
+    application: Any = FileResponse(path)
+    if sends != "FileResponse":
+        application = Conditional(pathsend(path, status=200 if sends == "pathsend" else 404))
 
     async def run() -> None:
         made = server(request())
@@ -380,7 +384,7 @@ def test_cancelled(path: Path, server: type[Server]) -> None:
                 waiting.set()
                 await wait_for_ever()
 
-        task = asyncio.ensure_future(FileResponse(path)(made.scope, made.receive, send))
+        task = asyncio.ensure_future(application(made.scope, made.receive, send))
         await waiting.wait()
         task.cancel()
         await asyncio.wait({task})

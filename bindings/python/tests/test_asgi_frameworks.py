@@ -82,6 +82,9 @@ def server(request: pytest.FixtureRequest) -> Iterator[Running]:
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(CONTENT if name == "file.bin" else name.encode())
             os.utime(path, (OLD, OLD))
+        for name in ("packed/__init__.py", "packed/data/a.txt"):
+            (folder.path / name).parent.mkdir(exist_ok=True)
+            (folder.path / name).write_text("packed")
         (folder.files / "inside").symlink_to("file.bin")
         (folder.files / "outside").symlink_to("../starlette_application.py")
         with running(request.param, folder) as (address, log, process):
@@ -239,6 +242,13 @@ def test_static_files(server: Running) -> None:
     answer = server.get("/ours/static/file.bin", "POST")
     assert (answer.status, answer["Allow"]) == (405, "GET, HEAD")
     assert server.get("/ours/linked/outside").status == 200
+    assert server.get("/ours/packed/a.txt", Range="bytes=0-1").body == b"pa"
+
+
+def test_a_file_that_is_replaced_by_a_link(server: Running) -> None:
+    """It was beneath the directory when it was looked up, and isn't any more when it is opened."""
+    Path(f"/proc/{server.process}/cwd/files/victim").write_text("content")
+    assert server.get("/ours/raced/victim").status == 404
 
 
 def test_the_hooks_of_static_files(server: Running) -> None:

@@ -13,7 +13,7 @@ Nothing private of Starlette's is used.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import IO, TYPE_CHECKING, Any, TypedDict
 
 from starlette import responses, staticfiles
@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from ._adapters import check_hooks
 from ._answer import SAFE, Answer, as_given, conditional, open_file
-from ._core import File, Request
+from ._core import File, Request, open_beneath
 from ._errors import NotRegularError
 from ._site import NOT_FOUND
 from .asgi import give
@@ -117,7 +117,7 @@ class FileResponse(responses.FileResponse):
         file: Any = self._file
         if file is None:
             try:
-                file = open_file(self.path, self._arguments)
+                file = self._open()
             except (OSError, NotRegularError) as error:
                 raise self._not_opened(error) from error
         close = getattr(file, "close", None)
@@ -128,6 +128,9 @@ class FileResponse(responses.FileResponse):
         if request.method not in SAFE:
             request = request._full()
         return conditional(request, fields, file, *span, close, self._arguments)
+
+    def _open(self) -> File:
+        return open_file(self.path, self._arguments)
 
     def _not_opened(self, error: Exception) -> Exception:
         """What is raised for a file that can't be sent, in Starlette's words where it has some."""
@@ -148,7 +151,23 @@ def _denying(send: Send) -> Send:
 
 
 class _StaticFile(FileResponse):
-    """A file that was there a moment ago."""
+    """A file that was there, and beneath one of these directories, a moment ago."""
+
+    directories: Iterable[str | os.PathLike[str]] = ()
+
+    def _open(self) -> File:
+        path = os.fspath(self.path)
+        for directory in self.directories:
+            root = os.path.join(os.path.realpath(directory), "")
+            if path.startswith(root):
+                place = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    given = self._arguments
+                    inode, ctime = given.get("etag_inode", False), given.get("etag_ctime", False)
+                    return open_beneath(place, path[len(root) :], etag_inode=inode, etag_ctime=ctime)
+                finally:
+                    os.close(place)
+        return super()._open()
 
     def _not_opened(self, error: Exception) -> Exception:
         if isinstance(error, PermissionError):
@@ -185,12 +204,19 @@ class StaticFiles(staticfiles.StaticFiles):
         self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
     ) -> Response:
         """The response with a file."""
-        return _StaticFile(full_path, status_code, stat_result=stat_result, **self._arguments)
+        return self._response(full_path, status_code)
+
+    def _response(self, path: str | os.PathLike[str], status_code: int) -> Response:
+        response = _StaticFile(path, status_code, **self._arguments)
+        if not self.follow_symlink:
+            # A link that is put in the file's place by now doesn't lead out either.
+            response.directories = self.all_directories
+        return response
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         """The response to a request."""
         response = await super().get_response(path, scope)
         if type(response) is responses.FileResponse:
             # The page for what isn't there, which Starlette makes by itself.
-            return _StaticFile(response.path, response.status_code, **self._arguments)
+            return self._response(response.path, response.status_code)
         return response
