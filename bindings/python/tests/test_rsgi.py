@@ -273,7 +273,14 @@ TREE = (
 def test_decision_tree(case: Case, file: str, method: str, server: Granian) -> None:
     """The five outcomes, from one descriptor; the application's ETag and Last-Modified win."""
     fields = [field.format(tag=TAG[file]) for field in case.fields]
-    response = server.ask(f"/conditional/{file}?{case.own}", *fields, method=method)
+    # Twice: by then it may be known by heart.
+    for _ in range(2):
+        response = server.ask(f"/conditional/{file}?{case.own}", *fields, method=method)
+        judge(response, case, file, method)
+
+
+def judge(response: rows.Response, case: Case, file: str, method: str) -> None:
+    """Whether it is the right answer."""
     content, size = CONTENT[file], SIZES[file]
     if method == "HEAD" and case.status in (206, 416):
         # Ranges are defined for GET alone (RFC 9110 14.2).

@@ -1,4 +1,4 @@
-"""``Heads``: the answers for the files of a site, without making each head anew.
+"""``SiteHeads``, ``FileHeads``: answers with files, without making each head anew.
 
 For applications on servers that write the head themselves, and want it as fields. What the answer is, the library
 decides anew each time, after a fresh open and fstat; but the fields that go with a decision are the same as long as the
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from typing_extensions import TypeAlias
 
     from ._site import Found
+    from ._types import Headers
 
     #: Names and values, as servers want them.
     Fields: TypeAlias = "list[tuple[str, str]]"
+    #: The same as an application gives them, for the library.
+    Rows: TypeAlias = "tuple[tuple[str, bytes], ...]"
     #: Status and fields; a descriptor, which is open, and whoever gets this closes it; and which bytes of the file are
     #: the content, sent or not (HEAD): where they begin, and how many.
     Head: TypeAlias = "tuple[int, Fields, int, int, int]"
@@ -37,18 +40,33 @@ CONDITIONS = {
     for name in ("if-match", "if-modified-since", "if-none-match", "if-range", "if-unmodified-since", "range")
 }
 _MAX_RANGES = 64
+#: Files of an application's own of which something is remembered.
+_REMEMBERED_FILES = 1000
+
+
+#: What differs from one range to the next.
+_OF_A_RANGE = ("Content-Length", "Content-Range")
 
 
 class _Variant:
-    """A file, or the one with a coding beside it, as it is sent for a path."""
+    """A file with the fields that are sent with it."""
 
-    def __init__(self, path: bytes, fields: tuple[tuple[str, str], ...]) -> None:
-        #: Beneath the folder.
+    def __init__(self, path: bytes, fields: Headers) -> None:
+        #: Beneath the folder, if it is in one.
         self.path = path
         self._keep: list[Any] = []
         self.headers, self.n_headers = _headers(fields, [], self._keep)
         #: Which version of the file there are heads for, and these by status; a 206 is without the fields of its range.
         self.made: tuple[Version, dict[int, Fields]] | None = None
+
+    def remember(self, file: File, status: int, fields: Fields) -> None:
+        """A head, if it is the same for as long as the file is."""
+        version = _version(file._rep)
+        if self.made is None or self.made[0] != version:
+            if not _lasts(file, fields):
+                return
+            self.made = version, {}
+        self.made[1][status] = [field for field in fields if status != 206 or field[0] not in _OF_A_RANGE]
 
 
 class _Path:
@@ -61,7 +79,7 @@ class _Path:
 
 
 class _Structs:
-    """What one call of the library needs."""
+    """What the library needs for one answer."""
 
     def __init__(self) -> None:
         self.request = _new(_REQUEST)
@@ -69,7 +87,6 @@ class _Structs:
         self.tag = ffi.new("char[]", lib.SENDGATE_ETAG_MAX)
         self.exchange = _new(_EXCHANGE)
         self.exchange.request = self.request
-        self.exchange.rep = self.rep
         self.decision = _new(_DECISION)
         self.ranges = ffi.new("sendgate_range[]", _MAX_RANGES)
         self.fd = ffi.new("int32_t *")
@@ -82,17 +99,41 @@ class _Structs:
         code = lib.sendgate_open(site._fd, path, flags, self.tag, room, self.fd, self.rep, self.errno)
         return bool(code == lib.SENDGATE_OK)
 
-    def decide(self, variant: _Variant, method: str, given: Mapping[str, bytes]) -> bool:
-        """Decide about the file that is open. False: the library refuses, or there are several ranges to send."""
-        request, keep = self.request, list[Any]()
+    def answer(self, variant: _Variant, rep: Any, fd: int, method: str, given: Mapping[str, bytes]) -> Head | None:
+        """The answer with a file that is open. None: the head isn't known."""
+        version = _version(rep)
+        made = variant.made
+        if made is None or made[0] != version:
+            return None
+        heads, size = made[1], version[0]
+        if not given:
+            fields = heads.get(200)
+            return None if fields is None else (200, fields, fd, 0, size)
+        if not self._decide(variant, rep, method, given):
+            return None
+        status: int = self.decision.http_status
+        fields = heads.get(status)
+        if fields is None:
+            return None
+        if status != 206:
+            return status, fields, fd, 0, size if status == 200 else 0
+        offset: int = self.ranges[0].offset
+        length: int = self.ranges[0].length
+        values = (str(length), f"bytes {offset}-{offset + length - 1}/{size}")
+        return 206, [*fields, *zip(_OF_A_RANGE, values)], fd, offset, length
+
+    def _decide(self, variant: _Variant, rep: Any, method: str, given: Mapping[str, bytes]) -> bool:
+        """False: the library refuses, or there are several ranges to send."""
+        request, exchange, keep = self.request, self.exchange, list[Any]()
         try:
             if method != "GET":
                 _set_str(request.method, method.encode("latin-1"), keep)
             for name, given_value in given.items():
                 _set_str(getattr(request, CONDITIONS[name]), given_value, keep)
-            self.exchange.headers = variant.headers
-            self.exchange.n_headers = variant.n_headers
-            code = lib.sendgate_decide(self.exchange, self.ranges, _MAX_RANGES, self.decision)
+            exchange.rep = rep
+            exchange.headers = variant.headers
+            exchange.n_headers = variant.n_headers
+            code = lib.sendgate_decide(exchange, self.ranges, _MAX_RANGES, self.decision)
             return bool(code == lib.SENDGATE_OK and self.decision.n_ranges <= 1)
         finally:
             # What they point to ends here.
@@ -100,14 +141,61 @@ class _Structs:
                 value.ptr, value.len = ffi.NULL, 0
 
 
-class Heads:
-    """One site's. Threads may share it."""
+class _Heads:
+    """What both have. Threads may share them."""
+
+    def __init__(self) -> None:
+        #: Those that no call uses at the moment.
+        self._free: list[_Structs] = []
+
+    def _structs(self) -> _Structs:
+        try:
+            return self._free.pop()
+        except IndexError:
+            return _Structs()
+
+
+class FileHeads(_Heads):
+    """Of files and fields of an application's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._variants: dict[tuple[Version, Rows], _Variant] = {}
+
+    def find(self, file: File, rows: Rows, method: str, given: Mapping[str, bytes]) -> Head | None:
+        """What answers a request with a file. The descriptor is the file's. None: that isn't known by heart.
+
+        rows: the application's fields. given: those of the CONDITIONS that count.
+        """
+        variant = self._variants.get((_version(file._rep), rows))
+        if variant is None:
+            return None
+        structs = self._structs()
+        try:
+            return structs.answer(variant, file._rep, file.fileno(), method, given)
+        finally:
+            self._free.append(structs)
+
+    def remember(self, file: File, rows: Rows, status: int, fields: Fields, parts: int) -> None:
+        """An answer that was made in the other way. fields: as the server gets them. parts: ranges."""
+        if parts > 1:
+            return
+        key = _version(file._rep), rows
+        variant = self._variants.get(key) or _Variant(b"", rows)
+        variant.remember(file, status, fields)
+        if variant.made is not None:
+            if len(self._variants) >= _REMEMBERED_FILES:
+                self._variants.clear()
+            self._variants[key] = variant
+
+
+class SiteHeads(_Heads):
+    """Of one site's files."""
 
     def __init__(self, site: Site) -> None:
+        super().__init__()
         self._site = site
         self._paths: dict[str, _Path] = {}
-        #: Those that no call uses at the moment.
-        self._structs: list[_Structs] = []
 
     def find(self, path: str, method: str, given: Mapping[str, bytes], accept_encoding: str | None) -> Head | None:
         """What answers a GET or a HEAD. None: that isn't known by heart.
@@ -120,26 +208,20 @@ class Heads:
         variant = remembered.variants.get(_suffix(remembered.known, accept_encoding))
         if variant is None:
             return None
+        structs = self._structs()
         try:
-            structs = self._structs.pop()
-        except IndexError:
-            structs = _Structs()
-        try:
-            return self._open(structs, variant, method, given)
+            if not structs.open(self._site, variant.path):
+                return None
+            fd: int = structs.fd[0]
+            head = None
+            try:
+                head = structs.answer(variant, structs.rep, fd, method, given)
+            finally:
+                if head is None:
+                    os.close(fd)
+            return head
         finally:
-            self._structs.append(structs)
-
-    def _open(self, structs: _Structs, variant: _Variant, method: str, given: Mapping[str, bytes]) -> Head | None:
-        if not structs.open(self._site, variant.path):
-            return None
-        fd: int = structs.fd[0]
-        head = None
-        try:
-            head = _head(structs, fd, variant, method, given)
-        finally:
-            if head is None:
-                os.close(fd)
-        return head
+            self._free.append(structs)
 
     def remember(
         self, path: str, found: Found, accept_encoding: str | None, status: int, fields: Fields, parts: int
@@ -159,40 +241,18 @@ class Heads:
         variant = remembered.variants.get(suffix)
         if variant is None:
             variant = remembered.variants[suffix] = _Variant(known.path + suffix, found.fields)
-        version = _version(file._rep)
-        if variant.made is None or variant.made[0] != version:
-            if ("ETag", file.etag) not in fields:
-                return  # weak, or not said, as in a 416
-            variant.made = version, {}
-        variant.made[1][status] = [field for field in fields if status != 206 or field[0] not in _OF_A_RANGE]
+        variant.remember(file, status, fields)
 
 
-#: What differs from one range to the next.
-_OF_A_RANGE = ("Content-Length", "Content-Range")
-
-
-def _head(structs: _Structs, fd: int, variant: _Variant, method: str, given: Mapping[str, bytes]) -> Head | None:
-    """The answer for the file that is open."""
-    version = _version(structs.rep)
-    made = variant.made
-    if made is None or made[0] != version:
-        return None
-    heads, size = made[1], version[0]
-    if not given:
-        fields = heads.get(200)
-        return None if fields is None else (200, fields, fd, 0, size)
-    if not structs.decide(variant, method, given):
-        return None
-    status: int = structs.decision.http_status
-    fields = heads.get(status)
-    if fields is None:
-        return None
-    if status != 206:
-        return status, fields, fd, 0, size if status == 200 else 0
-    offset: int = structs.ranges[0].offset
-    length: int = structs.ranges[0].length
-    values = (str(length), f"bytes {offset}-{offset + length - 1}/{size}")
-    return 206, [*fields, *zip(_OF_A_RANGE, values)], fd, offset, length
+def _lasts(file: File, fields: Fields) -> bool:
+    """Whether a head says nothing that changes by itself."""
+    tag = next((value for name, value in fields if name.lower() == "etag"), None)
+    if tag is None:
+        return False  # it can't be told, as of a 416
+    if tag == file.etag:
+        return True
+    # The application's own. Last-Modified is never later than now (RFC 9110 8.8.2.1).
+    return tag != "W/" + file.etag and file.mtime_ns // 10**9 + 1 < time.time()
 
 
 def _version(rep: Any) -> Version:

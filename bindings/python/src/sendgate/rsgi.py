@@ -18,15 +18,15 @@ import os
 import struct
 import termios
 import threading
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
 from sendgate._native import lib
 
-from ._answer import SAFE, Answer, of_path, own_file
-from ._core import _INT64_MAX, File, Request, _error, _int, _invalid, _take
-from ._heads import CONDITIONS, Heads
+from ._answer import _NOT_THERE, SAFE, Answer, open_file, own_file
+from ._core import _INT64_MAX, File, Request, _error, _int, _invalid, _latin1, _take
+from ._heads import CONDITIONS, FileHeads, SiteHeads
 from ._leases import Leases, make_directory
 from ._site import Mount
 from .asyncio import _in_thread
@@ -34,9 +34,11 @@ from .asyncio import _in_thread
 if TYPE_CHECKING:
     from typing_extensions import TypeAlias, Unpack
 
-    from ._heads import Fields
+    from ._heads import Fields, Rows
     from ._site import Found, SiteArguments
 
+    #: What can't be answered at once: status, fields, and an answer that was begun.
+    Rest: TypeAlias = "tuple[int, Fields, Answer]"
     Headers: TypeAlias = "Iterable[tuple[str, str]] | Mapping[str, str]"
 
 __all__ = ["Files", "Protocol"]
@@ -55,6 +57,7 @@ _CONDITIONS = frozenset(CONDITIONS)
 _UNREADABLE = {"if-match": b'""', "if-none-match": b'""', "if-range": b'""'}
 
 _leases = Leases()
+_file_heads = FileHeads()
 _tasks: set[asyncio.Task[None]] = set()
 
 
@@ -156,15 +159,29 @@ def _directly(protocol: Any, answer: Answer, status: int, fields: Fields) -> boo
     return True
 
 
-def _content(fd: int, offset: int, length: int) -> Answer:
-    """An answer that is nothing but a file's bytes, and was begun. Takes fd over."""
-    answer = Answer(None, fd, lambda: os.close(fd), offset=offset, length=length, etag=False, last_modified=False)
-    try:
-        answer.begin()
-    except BaseException:
-        answer.close()
-        raise
+def _content(fd: int, close: Callable[[], object], offset: int, length: int) -> Answer:
+    """An answer that is nothing but a file's bytes, and was begun. Closed with it, but not by an exception here."""
+    answer = Answer(None, fd, close, offset=offset, length=length, etag=False, last_modified=False)
+    answer.begin()
     return answer
+
+
+def _by_heart(
+    protocol: Any,
+    method: str,
+    close: Callable[[], object],
+    status: int,
+    fields: Fields,
+    fd: int,
+    offset: int,
+    length: int,
+) -> Rest | None:
+    """Answer by a known head. What can't be done at once, which closes the file; or None, and whoever calls does."""
+    if length == 0 or method == "HEAD":
+        protocol.response_empty(status, fields)
+    elif not _hand_over(protocol, status, fields, fd, offset, length, readable=True):
+        return status, fields, _content(fd, close, offset, length)
+    return None
 
 
 class _Pipe:
@@ -309,8 +326,8 @@ class Protocol:
         also by an exception, so pass an os.dup() to keep yours. NotRegularError; OSError if it isn't open for reading;
         then nothing was sent.
         """
-        with own_file(_take(fd), {}) as file:
-            self._span(status, headers, file, 0, file.size)
+        file = own_file(_take(fd), {})
+        self._span(status, headers, file, 0, file.size)
 
     def response_file_fd_range(self, status: int, headers: Headers, fd: int, start: int, end: int) -> None:
         """As ``response_file_fd``, with the bytes from start to before end only.
@@ -318,14 +335,18 @@ class Protocol:
         ValueError: start >= end. TruncatedError: end is past the file. Then nothing was sent. A 206 without a
         Content-Range of yours gets one.
         """
-        with own_file(_take(fd), {}) as file:
+        file = own_file(_take(fd), {})
+        try:
             _int(start, 0, _INT64_MAX, "start")
             _int(end, 0, _INT64_MAX, "end")
             if start >= end:
                 raise _invalid(f"invalid range: start {start} is not below end {end}")
             if end > file.size:
                 raise _error(lib.SENDGATE_ERR_TRUNCATED)
-            self._span(status, headers, file, start, end)
+        except BaseException:
+            file.close()
+            raise
+        self._span(status, headers, file, start, end)
 
     def response_file_conditional(
         self,
@@ -346,37 +367,81 @@ class Protocol:
 
         FieldError, NotRegularError, OSError if it can't be opened for another reason; then nothing was sent.
         """
+        _int(status, 200, 999, "status")
         # The server sends UTF-8, and the library takes it as it is.
-        rows = [(name, value.encode()) for name, value in _fields(headers)]
-        conditions = if_none_match, if_modified_since, range_header, if_range
-        answer = of_path(Request(self._method(), has_body=False), status, rows, file_path, *conditions)
+        rows = tuple((name, value.encode()) for name, value in _fields(headers))
+        given = {
+            "if-none-match": if_none_match,
+            "if-modified-since": if_modified_since,
+            "range": range_header,
+            "if-range": if_range,
+        }
+        conditions = {name: _latin1(value, name) for name, value in given.items() if value is not None}
+        try:
+            file = open_file(file_path, {})
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                raise
+            self._protocol.response_empty(404, [])
+            return
+        method = self._method()
+        evaluated = status == 200 and method in SAFE
+        rest = None
+        try:
+            head = _file_heads.find(file, rows, method, conditions) if evaluated else None
+            if head is not None:
+                rest = _by_heart(self._protocol, method, file.close, *head)
+            else:
+                request = Request(method, fields=conditions.items(), has_body=False)
+                rest = self._decide(
+                    Answer(request, file, file.close, status=status, headers=rows), file, rows, evaluated
+                )
+        finally:
+            if rest is None:
+                file.close()
+        if rest is not None:
+            self._read(*rest)
+
+    def _decide(self, answer: Answer, file: File, rows: Rows, evaluated: bool) -> Rest | None:
+        """Answer with what isn't known by heart. What can't be done at once."""
+        rest = None
         try:
             status, fields = _begin(answer)
+            decision = answer.decision
+            assert decision is not None
+            if evaluated:
+                _file_heads.remember(file, rows, status, fields, len(decision.ranges))
             fields = _dated(answer, fields)
-            done = _directly(self._protocol, answer, status, fields)
-        except BaseException:
-            answer.close()
-            raise
-        if done:
-            answer.close()
-        else:
-            self._read(status, fields, answer)
+            if not _directly(self._protocol, answer, status, fields):
+                rest = status, fields, answer
+            return rest
+        finally:
+            if rest is None:
+                answer.close()
 
     def _method(self) -> str:
         return "GET" if self._scope is None else self._scope.method
 
     def _span(self, status: int, headers: Headers, file: File, start: int, end: int) -> None:
-        _int(status, 200, 999, "status")
-        length = end - start
-        fields = _fields(headers)
-        if status not in (204, 304):
-            fields.append(("Content-Length", str(length)))
-        if status == 206 and length and not any(name.lower() == "content-range" for name, _ in fields):
-            fields.append(("Content-Range", f"bytes {start}-{end - 1}/{file.size}"))
-        if length == 0 or status in (204, 205, 304) or self._method() == "HEAD":
-            self._protocol.response_empty(status, fields)
-        elif not _hand_over(self._protocol, status, fields, file.fileno(), start, length):
-            self._read(status, fields, _content(os.dup(file.fileno()), start, length))
+        """Answer with bytes of a file, and close it."""
+        rest = None
+        try:
+            _int(status, 200, 999, "status")
+            length = end - start
+            fields = _fields(headers)
+            if status not in (204, 304):
+                fields.append(("Content-Length", str(length)))
+            if status == 206 and length and not any(name.lower() == "content-range" for name, _ in fields):
+                fields.append(("Content-Range", f"bytes {start}-{end - 1}/{file.size}"))
+            if length == 0 or status in (204, 205, 304) or self._method() == "HEAD":
+                self._protocol.response_empty(status, fields)
+            elif not _hand_over(self._protocol, status, fields, file.fileno(), start, length):
+                rest = status, fields, _content(file.fileno(), file.close, start, length)
+        finally:
+            if rest is None:
+                file.close()
+        if rest is not None:
+            self._read(*rest)
 
     def _read(self, status: int, fields: Fields, answer: Answer) -> None:
         """Answer with what no path leads to. Takes over an answer that was begun."""
@@ -423,7 +488,7 @@ class Files:
         **site: Unpack[SiteArguments],
     ) -> None:
         self._mount = Mount(root, prefix, site)
-        self._heads = Heads(self._mount.site)
+        self._heads = SiteHeads(self._mount.site)
         self._application = application
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -454,17 +519,14 @@ class Files:
         if method in SAFE:
             head = self._heads.find(path, method, given, accept_encoding)
             if head is not None:
-                status, head_fields, fd, offset, length = head
-                rest = None
+                fd, rest = head[2], None
                 try:
-                    if length == 0 or method == "HEAD":
-                        protocol.response_empty(status, head_fields)
-                    elif not _hand_over(protocol, status, head_fields, fd, offset, length, readable=True):
-                        rest = _content(os.dup(fd), offset, length)
+                    rest = _by_heart(protocol, method, lambda: os.close(fd), *head)
                 finally:
-                    os.close(fd)
+                    if rest is None:
+                        os.close(fd)
                 if rest is not None:
-                    await self._read(protocol, status, head_fields, rest)
+                    await self._read(protocol, *rest)
                 return
         found = self._find(method, path, scope.query_string, accept_encoding)
         if found is None:
