@@ -67,7 +67,8 @@ def _uvicorn(name: str, http: str, loop: str, ours: bool = False) -> Server:
 
 
 def _corn(name: str, worker: str) -> Server:
-    options = f"--worker-class {worker} --keep-alive {KEEP_ALIVE} --access-logfile - --error-logfile -"
+    options = f"--worker-class {worker} --keep-alive {KEEP_ALIVE} --graceful-timeout 0"
+    options += " --access-logfile - --error-logfile -"
     # Anycorn has no process of its own for the application if there are no workers, and Hypercorn neither.
     return Server(f"{name} {worker}", f"{name} --bind 127.0.0.1:{{port}} --workers 0 {options}")
 
