@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,10 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import uvicorn
 
+import sendgate.asgi
+import sendgate.uvicorn
 from support import traced, wait_until
 
 HERE = Path(__file__).resolve().parent
@@ -779,12 +784,58 @@ def test_under_gunicorn(contents: Path, tmp_path: Path) -> None:
         process.wait()
 
 
+# ---- Servers in threads ----
+
+
+@contextlib.contextmanager
+def in_thread(application: Any, protocol: Any, **options: Any) -> Iterator[Any]:
+    """The address of a server that this process runs, with a loop of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(application, http=protocol, loop="asyncio", lifespan="off", log_config=None, **options)
+        made = uvicorn.Server(config)
+        thread = threading.Thread(target=made.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            wait_until(lambda: made.started)
+            yield listener.getsockname()
+        finally:
+            made.should_exit = True
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def ask_in_thread(address: Any, target: str) -> tuple[int, dict[str, str], bytes]:
+    """One request on a connection of its own."""
+    with socket.create_connection(address, 60) as sock:
+        client = Client(sock)
+        client.send(target)
+        with client:
+            return client.answer()
+
+
+@pytest.mark.parametrize("application", ["application", "files"])
+def test_nothing_is_left_of_a_loop_that_has_ended(contents: Path, application: str) -> None:
+    """Neither its thread nor its descriptors."""
+
+    async def pathsend(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1000")]})
+        await send({"type": "http.response.pathsend", "path": str(contents / "a.bin")})
+
+    threads = Path("/proc/self/task")
+    before = len(list(threads.iterdir()))
+    app: Any = pathsend if application == "application" else sendgate.asgi.Files(contents)
+    with in_thread(app, sendgate.uvicorn.HttpTools) as address:
+        assert ask_in_thread(address, "/a.bin")[2] == (contents / "a.bin").read_bytes()
+    del app
+    gc.collect()
+    wait_until(lambda: len(list(threads.iterdir())) <= before)
+
+
 # ---- Versions ----
 
 
 def test_a_version_that_is_not_known_is_refused() -> None:
     """By what is missing in it."""
-    import sendgate.uvicorn
 
     class Protocol:
         def __init__(self) -> None:

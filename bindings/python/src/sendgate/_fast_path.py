@@ -88,7 +88,7 @@ class FastPath:
         self._tag = ffi.new("char[]", lib.SENDGATE_ETAG_MAX)
         self._fd = ffi.new("int32_t *")
         self._errno = ffi.new("int32_t *")
-        self._reused = _Reused(sender, idle_ms)
+        self._reused = _Reused(idle_ms)
         self._reused.exchange.request = self._request
 
     def answer(self, fd: int, data: bytes, token: Any) -> tuple[int, Connection] | None:
@@ -130,7 +130,7 @@ class FastPath:
             reused.exchange.headers = prepared.headers
             reused.exchange.n_headers = prepared.n_headers
             reused.sink.fd = fd
-            id, code = reused.submit(token)
+            id, code = reused.submit(self.sender, token)
         finally:
             os.close(opened[0])
         connection = Connection(reused.result.connection)

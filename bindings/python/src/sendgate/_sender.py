@@ -272,13 +272,13 @@ class Sender:
 class _Reused:
     """Submits one response after the other with structs that are made once. For one thread; nothing is kept of one.
 
-    What differs is for the caller to set. idle_ms: see the sink.
+    What differs is for the caller to set. idle_ms: see the sink. It doesn't refer to a sender, so that who keeps one for
+    each sender keeps no sender alive.
     """
 
-    __slots__ = ("_id", "exchange", "rep", "result", "sender", "sink")
+    __slots__ = ("_id", "exchange", "rep", "result", "sink")
 
-    def __init__(self, sender: Sender, idle_ms: int) -> None:
-        self.sender = sender
+    def __init__(self, idle_ms: int) -> None:
         self.rep = _new(_REP)
         self.exchange = _new(_EXCHANGE)
         self.exchange.rep = self.rep
@@ -289,15 +289,17 @@ class _Reused:
         #: Of the last one.
         self.result = _new(_RESULT)
 
-    def submit(self, token: Any) -> tuple[int, int]:
+    def submit(self, sender: Sender, token: Any) -> tuple[int, int]:
         """What Sender._submit does, with the status code for a result."""
-        sender, given = self.sender, self._id
+        given = self._id
         submitted = _Submitted(token, None)
         key = id(submitted)
         sender._submitted[key] = submitted
         given[0] = 0
-        name = ffi.cast("void *", key)
-        code = lib.sendgate_sender_submit(sender._use(), self.exchange, self.sink, name, given, self.result)
-        if given[0] == 0:
-            del sender._submitted[key]
-        return given[0], code
+        try:
+            name = ffi.cast("void *", key)
+            code = lib.sendgate_sender_submit(sender._use(), self.exchange, self.sink, name, given, self.result)
+            return given[0], code
+        finally:
+            if given[0] == 0:
+                sender._submitted.pop(key, None)

@@ -268,7 +268,7 @@ class _Content:
             return sender._submit(exchange, sender._sink(sink, try_now=True), token)
         reused = _reused.get(sender)
         if reused is None:
-            reused = _reused[sender] = _Reused(sender, 0)
+            reused = _reused[sender] = _Reused(0)
             reused.exchange.head = lib.SENDGATE_HEAD_GIVEN
             reused.rep.kind = lib.SENDGATE_REP_FILE
         exchange, rep, sink = reused.exchange, reused.rep, reused.sink
@@ -277,7 +277,7 @@ class _Content:
         rep.fd, rep.offset, rep.length = self._fd, self._offset, len(self.length)
         rep.flags = lib.SENDGATE_REP_COPY if protocol.copy else 0
         sink.fd, sink.idle_timeout_ms = protocol.fd, protocol.idle_ms
-        id, code = reused.submit(token)
+        id, code = reused.submit(sender, token)
         return id, _finish(code, reused.result, None)
 
     def sent(self) -> None:
