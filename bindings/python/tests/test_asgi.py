@@ -885,6 +885,25 @@ def test_other_messages_pass() -> None:
     ]  # fmt: skip
 
 
+def test_trailers_behind_a_file(path: Path) -> None:
+    """A file that is followed by trailers is sent as it is, without a Content-Length."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def application(scope: Scope, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [], "trailers": True})
+        await send({"type": PATHSEND, "path": str(path)})
+        await send({"type": "http.response.trailers", "headers": []})
+
+    made = Server(request(fields={"range": "bytes=0-0"}))
+    asyncio.run(Conditional(application)(made.scope, made.receive, send))
+    assert sent[0] == {"type": "http.response.start", "status": 200, "headers": [], "trailers": True}
+    assert b"".join(message["body"] for message in sent[1:-1]) == DATA
+    assert sent[-1]["type"] == "http.response.trailers"
+
+
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_an_application_that_fails(after: int) -> None:
     """Its exception is the server's, which has been told what it would have been, but no head without content."""

@@ -578,7 +578,8 @@ class _Gateway:
             check=how.get("check", False),
         )
         _begin(answer)
-        if held is not None and status not in (204, 304):
+        # Trailers follow content that is framed by chunks.
+        if held is not None and status not in (204, 304) and not held.get("trailers"):
             _announce(held["headers"], length)
         self._held, self._begun = None, True
         await _deliver(answer, held, *self._channel)
