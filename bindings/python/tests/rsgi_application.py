@@ -105,6 +105,18 @@ class Application:
         headers = [("ETag", f'"{status.st_mtime_ns:x}-{length:x}"'), ("Content-Length", str(length))]
         protocol.response_file(200, headers, str(path))
 
+    async def late(self, scope: Any, protocol: Any, query: dict[str, str]) -> None:
+        """The server gets a path whose time is over."""
+        paths = []
+        for file in FILES / "large", HERE / "secret0":
+            rsgi._leases.clear()
+            rsgi._leases._next = 0  # the numbers again from the beginning
+            fd = os.open(file, os.O_RDONLY)
+            paths.append(Path(rsgi._leases.path(fd, os.fstat(fd))))
+            os.close(fd)
+        assert paths[0].name == paths[1].name
+        protocol.response_file(200, [], str(paths[0]))
+
     async def refused(self, scope: Any, protocol: Any, query: dict[str, str]) -> None:
         """A call with something wrong: what it raises, and whether the descriptor is closed."""
         kind = query["file"]

@@ -448,6 +448,13 @@ def test_ranges_while_descriptors_come_and_go(server: Granian) -> None:
     assert json.loads(server.text("/about"))["open"] <= before
 
 
+def test_an_open_that_comes_too_late_fails(server: Granian) -> None:
+    """Also if the descriptor's number is that of another file by then."""
+    (server.folder / "secret0").write_bytes(b"SECRET! " * 100_000)
+    response = server.ask("/late")
+    assert (response.status, response.body) == (404, b"Not found")
+
+
 def test_more_files_than_can_be_lent() -> None:
     """With few descriptors allowed, each of many files asked for at once is answered right, through pipes."""
     with granian("asyncio", limit=160) as server:
@@ -735,6 +742,18 @@ def test_the_access_log() -> None:
         wait_until(lambda: all(f"GET {line}" in server.log for line in lines))
 
 
+def test_nothing_is_left_behind() -> None:
+    """When the server is stopped, also if something is lent."""
+    before = set(Path("/dev/shm").glob("sendgate-*"))
+    with granian("asyncio") as server:
+        server.ask("/files/large")
+        mine = [path for path in Path("/dev/shm").glob("sendgate-*") if path not in before]
+        assert mine
+        held = {os.readlink(link) for link in Path(f"/proc/{server.worker}/fd").iterdir()}
+        assert any(name.endswith("/files/large") for name in held)
+    assert not any(path.exists() for path in mine)
+
+
 def test_websockets(server: Granian) -> None:
     """They are the other application's, and refused if there is none."""
 
@@ -1001,6 +1020,71 @@ def test_a_file_that_may_not_be_opened_again(tmp_path: Path) -> None:
 
         asyncio.run(main())
         leases.clear()
+        """
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_when_there_are_no_descriptors_left(tmp_path: Path) -> None:
+    """Files answers 503, and Protocol raises an OSError, so that the application can."""
+    code = f"""if True:
+        import errno, os, resource
+        from sendgate import _leases, rsgi
+        root = {str(tmp_path / "root")!r}
+        place = {str(tmp_path / "place")!r}
+        os.mkdir(root)
+        os.mkdir(place)
+        made = iter(range(100))
+
+        def make_directory():
+            directory = place + "/" + str(next(made))
+            os.mkdir(directory)
+            return directory
+
+        _leases.make_directory = rsgi.make_directory = make_directory
+        with open(root + "/large", "wb") as file:
+            file.write(bytes(700_000))
+        os.utime(root + "/large", (1, 1))
+
+        class Fields(dict):
+            pass
+
+        class Scope:
+            proto, method, path, query_string, http_version, headers = "http", "GET", "/large", "", "1.1", Fields()
+
+        class Protocol:
+            def response_empty(self, *arguments): self.call = arguments
+            response_bytes = response_file = response_file_range = response_empty
+
+        def answer(files):
+            protocol = Protocol()
+            coroutine = files.__rsgi__(Scope, protocol)
+            try:
+                coroutine.send(None)
+            except StopIteration:
+                pass
+            return protocol.call
+
+        files = rsgi.Files(root, precompressed=False)
+        assert answer(files)[0] == 200
+        assert len(rsgi._leases) == 1
+        rsgi._leases.clear()
+        # One more can be opened.
+        lowest = os.open(os.devnull, os.O_RDONLY)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 1, 4096))
+        for _ in range(2):
+            status, fields, body = answer(files)
+            assert (status, dict(fields)["Retry-After"]) == (503, "1"), status
+        protocol = Protocol()
+        try:
+            rsgi.Protocol(protocol).response_file_fd(200, [], os.open(root + "/large", os.O_RDONLY))
+            raise SystemExit("nothing was raised")
+        except OSError as error:
+            assert error.errno == errno.EMFILE, error
+        assert not hasattr(protocol, "call")
+        assert not os.listdir(place)
+        assert os.open(os.devnull, os.O_RDONLY) == lowest
         """
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

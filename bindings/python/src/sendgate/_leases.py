@@ -22,6 +22,7 @@ import fcntl
 import itertools
 import os
 import resource
+import sys
 import tempfile
 import threading
 import time
@@ -180,6 +181,7 @@ class Leases:
 
     def _make_directory(self) -> str:
         self._directory = make_directory()
+        _clear_at_exit()
         return self._directory
 
     def _turn(self) -> None:
@@ -230,9 +232,22 @@ class Leases:
 
 
 _ALL: weakref.WeakSet[Leases] = weakref.WeakSet()
+#: The process that will call `_clear_all` in its end.
+_process = 0
 
 
-@atexit.register
+def _clear_at_exit() -> None:
+    global _process
+    if _process == os.getpid():
+        return
+    _process = os.getpid()
+    atexit.register(_clear_all)
+    # A process that multiprocessing has forked ends without the other.
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.Finalize(None, _clear_all, exitpriority=0)
+
+
 def _clear_all() -> None:
     for leases in list(_ALL):
         leases.clear()

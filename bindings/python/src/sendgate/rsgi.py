@@ -245,13 +245,17 @@ class _Pipe:
         fd, self._reader = self._reader, -1
         if fd >= 0:
             os.close(fd)
-            os.unlink(self._path)
-            os.rmdir(self._directory)
+        directory, self._directory = self._directory, ""
+        if directory:
+            # Somebody may have cleaned up.
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
 
     def _close(self) -> None:
         """Who reads finds the end, and who comes later nothing."""
-        with contextlib.suppress(OSError):
-            self._close_reader()
+        self._close_reader()
         fd, self._writer = self._writer, -1
         if fd >= 0:
             os.close(fd)
