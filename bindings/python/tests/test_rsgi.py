@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h2.connection
+import h2.events
 import pytest
 
 import rows
@@ -752,6 +754,45 @@ def test_nothing_is_left_behind() -> None:
         held = {os.readlink(link) for link in Path(f"/proc/{server.worker}/fd").iterdir()}
         assert any(name.endswith("/files/large") for name in held)
     assert not any(path.exists() for path in mine)
+
+
+def test_http2(server: Granian) -> None:
+    """The same answers, several at a time on one connection."""
+    asked = {"/files/small": "small", "/files/large": "large", "/fd/huge": "huge", "/conditional/other": "other"}
+    several = ("/files/huge", ("range", "bytes=5-9,1000-9000000"))
+    client = h2.connection.H2Connection()
+    client.initiate_connection()
+    streams = {}
+    for target, *fields in (*((target,) for target in asked), several):
+        number = client.get_next_available_stream_id()
+        head = [(":method", "GET"), (":scheme", "http"), (":authority", "localhost"), (":path", target)]
+        client.send_headers(number, [*head, *fields], end_stream=True)
+        streams[number] = target
+    heads: dict[int, dict[bytes, bytes]] = {}
+    bodies = {number: bytearray() for number in streams}
+    left = set(streams)
+    with socket.create_connection(server.address, timeout=60) as connection:
+        connection.sendall(client.data_to_send())
+        while left:
+            for event in client.receive_data(connection.recv(1 << 16)):
+                if isinstance(event, h2.events.ResponseReceived):
+                    heads[event.stream_id] = dict(event.headers)
+                elif isinstance(event, h2.events.DataReceived):
+                    bodies[event.stream_id] += event.data
+                    client.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                elif isinstance(event, h2.events.StreamEnded):
+                    left.remove(event.stream_id)
+                else:
+                    assert not isinstance(event, (h2.events.StreamReset, h2.events.ConnectionTerminated))
+            connection.sendall(client.data_to_send())
+    for number, target in streams.items():
+        assert heads[number][b"content-length"] == b"%d" % len(bodies[number])
+        if target in asked:
+            assert heads[number][b":status"] == b"200"
+            assert bytes(bodies[number]) == CONTENT[asked[target]]
+        else:
+            assert heads[number][b":status"] == b"206"
+            assert CONTENT["huge"][1000:9000001] in bodies[number]
 
 
 def test_websockets(server: Granian) -> None:

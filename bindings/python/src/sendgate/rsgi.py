@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     Rest: TypeAlias = "tuple[int, Fields, Answer]"
     Headers: TypeAlias = "Iterable[tuple[str, str]] | Mapping[str, str]"
 
-__all__ = ["Files", "Protocol"]
+__all__ = ["Files", "Protocol", "lent"]
 
 #: Bytes that are handed over at once, if they are in the page cache. Of a path the server has as many in memory.
 SMALL = 262144
