@@ -48,11 +48,10 @@ header: ## make include/sendgate.h anew from src/ffi
 doc: ## the Rust documentation, in target/doc
 	$(CARGO) doc --no-deps --locked
 
-bench: examples bench-peers bench-decide ## all benchmarks, 45 minutes; needs root for its own network namespace
+bench: examples bench-decide bench-python ## all benchmarks, an hour; needs root for its own network namespace
 	python3 bench/run.py
 	python3 bench/slow.py
 	python3 bench/stall.py
-	python3 bench/python.py
 
 bench-run: examples ## the C example against a floor, nginx and Go: CPU time per request
 	python3 bench/run.py
@@ -65,6 +64,8 @@ bench-stall: bench-peers ## how long a hundred downloads hold up an asyncio even
 
 bench-python: bench-peers ## file servers in Python: CPU time per request beside hello-world's
 	python3 bench/python.py
+	python3 bench/python.py --interface asgi
+	python3 bench/python.py --interface rsgi
 
 bench-peers: setup-python
 	@sh bench/setup-peers.sh
