@@ -457,6 +457,87 @@ def test_what_cant_be_sent_is_an_error_before_the_head(server: Server, tmp_path:
         assert said in server.log[len(log) :], event
 
 
+@pytest.fixture
+def huge(tmp_path: Path) -> str:
+    """A file that no socket's buffers hold."""
+    with open(tmp_path / "huge", "wb") as file:
+        file.truncate(64 << 20)
+    return str(tmp_path / "huge")
+
+
+@pytest.mark.parametrize("headers", ["counted", "chunked"])
+@pytest.mark.parametrize("how", ["cancelled", "truncated"])
+def test_nothing_follows_a_part_of_a_file(server: Server, huge: str, headers: str, how: str) -> None:
+    """An application that goes on after the exception can't make it look like a whole response."""
+    name = f"go-{os.urandom(4).hex()}"
+    fields = [["content-length", str(64 << 20)], *VALIDATORS] if headers == "counted" else []
+    file = ["zerocopysend", huge, "int", {"more_body": True}]
+    cancelled = [["begin", file], ["await", name], ["cancel"]]
+    events = cancelled if how == "cancelled" else [["swallow"], file]
+    with server.connect(4096) as client:
+        client.send(script(["start", 200, fields], *events, ["body", "" if fields else "end", False]))
+        # Would be answered behind a whole one.
+        client.send("/state", "Connection: close")
+        head = client.read(1000)
+        assert head.startswith(b"HTTP/1.1 200 ")
+        if how == "cancelled":
+            (server.folder / name).touch()
+        else:
+            os.truncate(huge, 1 << 20)
+        rest = client.rest()
+        assert len(rest) < 64 << 20
+        assert rest.strip(b"\0") == b""
+
+
+def test_what_is_sent_at_the_same_time_waits_for_the_file(server: Server, huge: str) -> None:
+    """As events of one response, of which none gets into the other."""
+    name = f"go-{os.urandom(4).hex()}"
+    file = ["zerocopysend", huge, "int", {"more_body": True}]
+    with server.connect() as client:
+        client.send(script(["start", 200, []], ["begin", file], ["await", name], ["body", "end", False], ["join"]))
+        # Of the file, too.
+        size, _, begun = client.read(1000).partition(b"\r\n\r\n")[2].partition(b"\r\n")
+        (server.folder / name).touch()
+        assert int(size, 16) == 64 << 20
+        assert client.read((64 << 20) - len(begun)).strip(b"\0") == b""
+        assert client.read(15) == b"\r\n3\r\nend\r\n0\r\n\r\n"
+
+
+def test_a_head_that_is_held_back_is_the_applications_message(server: Server) -> None:
+    """Its headers may be readable once only, and the message may be used again."""
+    for fields in (VALIDATORS, []):
+        head, body = server.ask(script(["start once", 200, [["content-length", "2"], *fields]], ["body", "ab", False]))
+        plain, _ = server.ask(script(["start", 200, [["content-length", "2"], *fields]], ["body", "ab", False]))
+        assert undated(head) == undated(plain)
+        assert body == b"ab"
+
+
+def test_a_second_head_is_refused(server: Server) -> None:
+    """As uvicorn refuses it, and what was sent before is as it was."""
+    second = ["start", 200, [["content-length", "2"], *VALIDATORS]]
+    for first in (["start", 200, [["content-length", "2"]]], second):
+        _, body = server.ask(script(first, ["body", "a", True], ["swallow"], second, ["body", "b", False]))
+        assert body == b"ab"
+        assert "got 'http.response.start'" in (server.folder / "error").read_text()
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_what_has_no_content_gets_none(server: Server, status: int) -> None:
+    """A file after such a head would be taken for the next response (RFC 9112 6.3)."""
+    for fields in ([], VALIDATORS):
+        headers = [["content-length", "1000"], *fields]
+        head, body = server.ask(script(["start", status, headers], ["pathsend", "a.bin", {}]))
+        assert head.startswith(b"HTTP/1.1 %d " % status)
+        assert body == b""
+
+
+def test_what_an_application_returns_is_complained_about(server: Server) -> None:
+    """As without."""
+    log = server.log
+    server.ask(script(["start", 200, []], ["body", "", False], ["return", 5]))
+    wait_until(lambda: "ASGI callable should return None, but returned '5'." in server.log[len(log) :])
+
+
 def test_a_file_that_grows_is_sent_as_announced(server: Server) -> None:
     """A log that is being written, say."""
     with server.connect() as client:
@@ -468,12 +549,17 @@ def test_a_file_that_grows_is_sent_as_announced(server: Server) -> None:
 
 def test_more_than_the_head_says_is_refused(server: Server) -> None:
     """As uvicorn refuses it of body events."""
-    head, body = server.ask(
-        script(["start", 200, [["content-length", "900"]]], ["swallow"], ["zerocopysend", "a.bin", "int", {}])
-    )
-    assert b"200" in head
-    assert body == b""
-    assert "Content-Length" in (server.folder / "error").read_text()
+    for fields in ([], VALIDATORS):
+        head, body = server.ask(
+            script(
+                ["start", 200, [["content-length", "900"], *fields]],
+                ["swallow"],
+                ["zerocopysend", "a.bin", "int", {"more_body": True}],
+            )
+        )
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert body == b""
+        assert "Content-Length" in (server.folder / "error").read_text()
 
 
 def test_a_head_is_held_back_only_for_a_files_sake(server: Server) -> None:

@@ -1,11 +1,15 @@
 """An ASGI application that does what its query says: a list of events, in JSON. For test_uvicorn.py.
 
     ["start", status, [[name, value], ...]]     ["body", text, more_body]
+    ["start once", ...]                         the same, with headers that can be read once; the message is cleared
+    ["return", value]
     ["pathsend", file, {keys}]                  ["zerocopysend", file, how, {keys}]     how: int, object, buffered
     ["read", file, offset, count, more_body]    what of a file the others send, by a body event
     ["touch", file]                             the test sees that the application has come this far
     ["await", file]                             wait until there is such a file
     ["swallow"]                                 what the next event raises is written into the file "error"
+    ["begin", event]                            do it in a task
+    ["cancel"] ["join"]                         cancel that, and wait for it; only wait for it
 
 The files are in the folder that SENDGATE_TEST_FILES names.
 """
@@ -27,17 +31,29 @@ ROOT = Path(os.environ.get("SENDGATE_TEST_FILES", "."))
 files = sendgate.asgi.Files(ROOT)
 
 
-async def application(scope: Any, receive: Any, send: Any) -> None:
+async def application(scope: Any, receive: Any, send: Any) -> Any:
     """See above."""
     if scope["type"] != "http":
         raise RuntimeError("nothing but HTTP")
     if scope["path"] == "/state":
         await _state(scope, send)
-        return
+        return None
     swallow = False
+    begun: asyncio.Task[None] | None = None
     for kind, *arguments in json.loads(unquote(scope["query_string"].decode())):
         if kind == "swallow":
             swallow = True
+            continue
+        if kind == "return":
+            return arguments[0]
+        if kind == "begin":
+            begun = asyncio.ensure_future(_do(arguments[0][0], arguments[0][1:], send))
+            continue
+        if kind in ("cancel", "join"):
+            assert begun is not None
+            if kind == "cancel":
+                begun.cancel()
+            await asyncio.wait({begun})
             continue
         try:
             await _do(kind, arguments, send)
@@ -46,6 +62,7 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
                 raise
             (ROOT / "error").write_text(traceback.format_exc())
         swallow = False
+    return None
 
 
 async def _state(scope: Any, send: Any) -> None:
@@ -64,6 +81,15 @@ async def _do(kind: str, arguments: list[Any], send: Any) -> None:
         status, fields = arguments
         headers = [(name.encode(), value.encode()) for name, value in fields]
         await send({"type": "http.response.start", "status": status, "headers": headers})
+    elif kind == "start once":
+        status, fields = arguments
+        message = {
+            "type": "http.response.start",
+            "status": status,
+            "headers": ((name.encode(), value.encode()) for name, value in fields),
+        }
+        await send(message)
+        message.clear()
     elif kind == "body":
         text, more = arguments
         await send({"type": "http.response.body", "body": text.encode(), "more_body": more})

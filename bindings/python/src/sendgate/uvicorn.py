@@ -12,6 +12,7 @@ TLS connections are not offered the extensions: what is written past uvicorn wou
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from collections.abc import Awaitable, Callable
@@ -35,8 +36,6 @@ from .asgi import BODY, PATHSEND, Body, Files
 from .asyncio import _Cut, _hub, _own_sender, _Pace, _Pending, _submit, _Transport
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
-
     from ._sender import Sender
     from ._types import Result
     from ._uvicorn_h11 import H11
@@ -60,7 +59,7 @@ _PROTOCOL = (
     "access_log", "access_logger", "app", "client", "config", "connection_made", "cycle", "data_received", "flow",
     "logger", "loop", "on_response_complete", "scheme", "scope", "shutdown", "timeout_keep_alive_task", "transport",
 )  # fmt: skip
-_CYCLE = ("disconnected", "more_body", "response_complete", "scope", "send", "transport")
+_CYCLE = ("disconnected", "more_body", "response_complete", "response_started", "scope", "send", "transport")
 
 
 def __getattr__(name: str) -> Any:
@@ -107,7 +106,7 @@ async def _nothing() -> None:
 class _Sender:
     """The send of one request. Not a coroutine function itself, so that what is uvicorn's own costs no more."""
 
-    __slots__ = ("_cycle", "_held", "_protocol", "_send")
+    __slots__ = ("_bodiless", "_cycle", "_held", "_protocol", "_send", "_turn")
 
     def __init__(self, protocol: Protocol, send: Send) -> None:
         self._protocol = protocol
@@ -116,33 +115,54 @@ class _Sender:
         self._cycle: Any = send.__self__  # type: ignore[attr-defined]
         #: The head of a response that may be a file's: it leaves with what comes next.
         self._held: Message | None = None
+        #: Whether nothing may follow the head (RFC 9110 6.4.1).
+        self._bodiless = self._cycle.scope["method"] == "HEAD"
+        #: Once there was a file: what is sent at the same time waits until all of it has left.
+        self._turn: asyncio.Lock | None = None
 
     def __call__(self, message: Message) -> Awaitable[None]:
         """ASGI's send."""
         kind = message["type"]
-        if kind == START and self._held is None and _may_be_a_file(message):
-            self._held = message
-            return _nothing()
+        if kind == START and self._held is None and not self._cycle.response_started:
+            # The application may use the message again, and its headers may be a generator.
+            message = {**message, "headers": list(message.get("headers", ()))}
+            if message["status"] in (204, 304):
+                self._bodiless = True
+            if _may_be_a_file(message):
+                self._held = message
+                return _nothing()
         if kind in (PATHSEND, ZEROCOPYSEND):
-            return self._file(message)
+            self._turn = self._turn or asyncio.Lock()
+            return self._file(message, self._turn)
+        if self._turn is not None:
+            return self._other(message, self._turn)
         return self._send(message) if self._held is None else self._both(message)
 
     async def _both(self, message: Message) -> None:
         """It is no file."""
         held, self._held = self._held, None
-        assert held is not None
-        await self._send(held)
+        if held is not None:
+            await self._send(held)
         await self._send(message)
 
-    async def _file(self, message: Message) -> None:
-        """Send the head, if it has not left yet, and a file."""
+    async def _other(self, message: Message, turn: asyncio.Lock) -> None:
+        """It is no file, but there was one."""
+        async with turn:
+            await self._both(message)
+
+    async def _file(self, message: Message, turn: asyncio.Lock) -> None:
+        """It is one: it leaves together with the head, if that has not left yet."""
+        async with turn:
+            await self._head_and_file(message)
+
+    async def _head_and_file(self, message: Message) -> None:
         held, self._held = self._held, None
         content = _Content(message)
         try:
             if self._cycle.disconnected:
                 return
             more = message["type"] == ZEROCOPYSEND and message.get("more_body", False)
-            if self._cycle.scope["method"] == "HEAD":
+            if self._bodiless:
                 if held is not None:
                     await self._send(held)
             else:
@@ -157,16 +177,23 @@ class _Sender:
 
     async def _content(self, held: Message | None, content: _Content) -> bool:
         """Whether the client has got it."""
-        cycle, protocol, transport = self._cycle, self._protocol, self._cycle.transport
+        protocol, transport = self._protocol, self._cycle.transport
         behind = b""
+        begun = False
 
         def submit(sender: Sender, pending: _Pending) -> tuple[int, Result]:
-            nonlocal behind
+            nonlocal behind, begun
             if transport.is_closing():
                 raise _error(lib.SENDGATE_ERR_PEER_CLOSED)
             # Nothing else runs meanwhile, so that no one else's bytes get between.
             head = b"" if held is None else self._captured(held)
-            framing = self._captured({"type": CONTENT, "body": content.length, "more_body": True})
+            try:
+                framing = self._captured({"type": CONTENT, "body": content.length, "more_body": True})
+            except BaseException:
+                # More than was announced, say: the head has left by then, as with body events.
+                transport.write(head)
+                raise
+            begun = True
             behind = framing[-2:]
             return content.submit(protocol, sender, pending, head + framing[:-2])
 
@@ -176,13 +203,22 @@ class _Sender:
             await _submit(None, submit)
         except (_Cut, PeerClosedError, ResponseTimeoutError, TransferCancelledError) as error:
             protocol.logger.debug("A client has left: %s", error)
-            cycle.disconnected = True
-            transport.abort()
+            self._cut()
             return False
+        except BaseException:
+            # What uvicorn believes to have left has not, so nothing may follow, whatever the application does now.
+            if begun:
+                self._cut()
+            raise
         content.sent()
         if behind:
             transport.write(behind)
         return True
+
+    def _cut(self) -> None:
+        """End the connection."""
+        self._cycle.disconnected = True
+        self._cycle.transport.abort()
 
     def _captured(self, message: Message) -> bytes:
         """What uvicorn would write. It doesn't wait for anything, because nothing is in the transport's buffer."""
@@ -199,7 +235,7 @@ class _Sender:
 
 def _may_be_a_file(message: Message) -> bool:
     """Whether it is the head of a response whose length is known, and that tells one version from another."""
-    names = {header[0] for header in message.get("headers", ())}
+    names = {name for name, _ in message["headers"]}
     return b"content-length" in names and not names.isdisjoint((b"etag", b"last-modified", b"accept-ranges"))
 
 
@@ -316,7 +352,8 @@ class _Application:
         scope["extensions"] = {
             **scope.get("extensions", {}), PATHSEND: {"ranges": True}, ZEROCOPYSEND: {}, BODY: {},
         }  # fmt: skip
-        await self._application(scope, receive, _Sender(self._protocol, send))
+        # What it returns, which should be None, uvicorn complains about.
+        return await self._application(scope, receive, _Sender(self._protocol, send))
 
 
 class _Answering(_Pending):
@@ -342,7 +379,7 @@ class Protocol:
     #: Whether files go through memory: for file systems on which sendfile doesn't work.
     copy = False
 
-    loop: AbstractEventLoop
+    loop: asyncio.AbstractEventLoop
     app: Any
     config: Any
     transport: Any
