@@ -11,15 +11,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from launching import serving
 from wsgi_servers import KEEP_ALIVE
 
 HERE = Path(__file__).resolve().parent
@@ -99,45 +97,11 @@ OTHERS = (
 @contextlib.contextmanager
 def running(server: Server, folder: Folder) -> Iterator[tuple[tuple[str, int], Path, int]]:
     """Start it, wait until it answers, and stop it at the end. Gives its address, its log and its process."""
+
+    def command(port: int) -> list[str]:
+        return [sys.executable, "-m", *server.command.format(port=port).split(), f"{folder.module}:application"]
+
     log = Path(tempfile.mkdtemp(prefix="server-", dir=folder.path)) / "log"
-    # A socket that is bound, but doesn't listen, keeps the port for a server that sets SO_REUSEADDR, as all do.
-    with socket.socket() as reserved:
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind(("127.0.0.1", 0))
-        address = reserved.getsockname()
-        words = server.command.format(port=address[1]).split()
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *words, f"{folder.module}:application"],
-                cwd=folder.path,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-                stdout=output,
-                stderr=output,
-            )
-        try:
-            _wait(address, process, log)
-            yield address, log, process.pid
-        finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                raise
-
-
-def _wait(address: tuple[str, int], process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            # Not only connected: Hypercorn on trio ends when a client leaves before it was accepted.
-            with socket.create_connection(address, timeout=60) as client:
-                client.sendall(b"GET /next HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-                while client.recv(1 << 16):
-                    pass
-            return
-        except ConnectionRefusedError as error:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{process.args!r} doesn't answer: {log.read_text()}") from error
-            time.sleep(0.01)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with serving(command, log, cwd=folder.path, env=environment) as (address, process):
+        yield address, log, process.pid

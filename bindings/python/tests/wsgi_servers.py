@@ -12,20 +12,20 @@ are written in C and have none.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import importlib.metadata
 import os
 import random
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from launching import serving
 
 HERE = Path(__file__).resolve().parent
 
@@ -265,39 +265,10 @@ def running(server: Server, folder: Folder) -> Iterator[tuple[tuple[str, int], P
     directory = Path(tempfile.mkdtemp(prefix="server-", dir=folder.path))
     directory.chmod(0o755)
     log = directory / "log"
-    # A socket that is bound, but doesn't listen, keeps the port for a server that sets SO_REUSEADDR, as all do.
-    with socket.socket() as reserved:
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind(("127.0.0.1", 0))
-        address = reserved.getsockname()
-        command = [str(word) for word in server.command(folder, directory, address[1])]
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                command, cwd=folder.path, env={**os.environ, "PATH": PATH}, stdout=output, stderr=output
-            )
-        try:
-            _wait(address, process, log)
-            yield address, log
-        finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                raise
-
-
-def _wait(address: tuple[str, int], process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection(address, timeout=60).close()
-            return
-        except ConnectionRefusedError as error:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{process.args!r} doesn't answer: {log.read_text()}") from error
-            time.sleep(0.01)
+    environment = {**os.environ, "PATH": PATH}
+    command = functools.partial(server.command, folder, directory)
+    with serving(command, log, cwd=folder.path, env=environment) as (address, _):
+        yield address, log
 
 
 def version(server: Server, about: str) -> str:
