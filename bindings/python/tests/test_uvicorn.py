@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import types
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -503,6 +504,24 @@ def test_what_is_sent_at_the_same_time_waits_for_the_file(server: Server, huge: 
         assert client.read(15) == b"\r\n3\r\nend\r\n0\r\n\r\n"
 
 
+@pytest.mark.parametrize("what", ["garbage", "WebSocket"])
+def test_what_uvicorn_answers_at_once_does_not_get_into_a_file(server: Server, huge: str, what: str) -> None:
+    """The file is completed, and the connection closed."""
+    target = script(["start", 200, [["content-length", str(64 << 20)], *VALIDATORS]], ["pathsend", huge, {}])
+    with server.connect() as client:
+        client.send(target)
+        begun = client.read(1000).partition(b"\r\n\r\n")[2]
+        if what == "garbage":
+            client.sock.sendall(b"\1\2\3\r\n\r\n")
+        else:
+            key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+            client.send("/state", "Upgrade: websocket", "Connection: Upgrade", key, "Sec-WebSocket-Version: 13")
+        # Nobody sees when the server has read it; but what comes later is for a connection that knows no more.
+        server.state()
+        assert client.read((64 << 20) - len(begun)).strip(b"\0") == b""
+        assert b"200 OK" not in client.rest()
+
+
 def test_a_head_that_is_held_back_is_the_applications_message(server: Server) -> None:
     """Its headers may be readable once only, and the message may be used again."""
     for fields in (VALIDATORS, []):
@@ -888,6 +907,32 @@ def in_thread(application: Any, protocol: Any, **options: Any) -> Iterator[Any]:
             made.should_exit = True
             thread.join(60)
             assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("protocol", ["HttpTools", "H11"])
+def test_a_connection_is_freed_when_it_is_lost(contents: Path, protocol: str) -> None:
+    """Without the garbage collector, as uvicorn's own."""
+    made = []
+
+    class Remembered(getattr(sendgate.uvicorn, protocol)):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            super().__init__(*arguments, **keywords)
+            made.append(weakref.ref(self))
+
+    async def hello(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"hi"})
+
+    for application in (hello, sendgate.asgi.Files(contents)):
+        with in_thread(application, Remembered) as address:
+            gc.disable()
+            try:
+                ask_in_thread(address, "/a.bin")
+                wait_until(lambda: made[-1]() is None)
+            finally:
+                gc.enable()
+    del application
+    gc.collect()
 
 
 def ask_in_thread(address: Any, target: str) -> tuple[int, dict[str, str], bytes]:

@@ -56,8 +56,9 @@ WORKS_WITH = "0.36 to 0.54"
 
 #: What is used of uvicorn's classes: methods, and attributes that __init__ sets.
 _PROTOCOL = (
-    "access_log", "access_logger", "app", "client", "config", "connection_made", "cycle", "data_received", "flow",
-    "logger", "loop", "on_response_complete", "scheme", "scope", "shutdown", "timeout_keep_alive_task", "transport",
+    "access_log", "access_logger", "app", "client", "config", "connection_lost", "connection_made", "cycle",
+    "data_received", "flow", "handle_websocket_upgrade", "logger", "loop", "on_response_complete", "scheme", "scope",
+    "send_400_response", "shutdown", "timeout_keep_alive_task", "transport",
 )  # fmt: skip
 _CYCLE = ("disconnected", "more_body", "response_complete", "response_started", "scope", "send", "transport")
 
@@ -179,10 +180,9 @@ class _Sender:
         """Whether the client has got it."""
         protocol, transport = self._protocol, self._cycle.transport
         behind = b""
-        begun = False
 
         def submit(sender: Sender, pending: _Pending) -> tuple[int, Result]:
-            nonlocal behind, begun
+            nonlocal behind
             if transport.is_closing():
                 raise _error(lib.SENDGATE_ERR_PEER_CLOSED)
             # Nothing else runs meanwhile, so that no one else's bytes get between.
@@ -193,7 +193,7 @@ class _Sender:
                 # More than was announced, say: the head has left by then, as with body events.
                 transport.write(head)
                 raise
-            begun = True
+            protocol.sending = True
             behind = framing[-2:]
             return content.submit(protocol, sender, pending, head + framing[:-2])
 
@@ -207,9 +207,11 @@ class _Sender:
             return False
         except BaseException:
             # What uvicorn believes to have left has not, so nothing may follow, whatever the application does now.
-            if begun:
+            if protocol.sending:
                 self._cut()
             raise
+        finally:
+            protocol.sending = False
         content.sent()
         if behind:
             transport.write(behind)
@@ -397,6 +399,8 @@ class Protocol:
         #: Whether a response is being sent without the application, and whether the connection ends with it.
         self._answering = False
         self._last = False
+        #: Whether a file of the application's is being sent.
+        self.sending = False
 
     def is_idle(self) -> bool:
         """Whether the next byte begins a request."""
@@ -423,6 +427,30 @@ class Protocol:
             self._last = True
         else:
             super().shutdown()  # type: ignore[misc]
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """asyncio's."""
+        super().connection_lost(error)  # type: ignore[misc]
+        # So that nothing waits for the garbage collector.
+        self.app = self._inner
+
+    def send_400_response(self, message: str) -> None:
+        """uvicorn's: what the client sends is no request."""
+        if self.sending:
+            self._close_behind_file()
+        else:
+            super().send_400_response(message)  # type: ignore[misc]
+
+    def handle_websocket_upgrade(self, *event: Any) -> None:
+        """uvicorn's, which doesn't wait for the response to the request before."""
+        if self.sending:
+            self._close_behind_file()
+        else:
+            super().handle_websocket_upgrade(*event)  # type: ignore[misc]
+
+    def _close_behind_file(self) -> None:
+        """Close instead of writing what would get between the bytes of a file: that still has a socket of its own."""
+        self.transport.close()
 
     # ---- An application that is sendgate.asgi.Files ----
 
