@@ -39,6 +39,10 @@ CONDITIONS = {
     name: name.replace("-", "_")
     for name in ("if-match", "if-modified-since", "if-none-match", "if-range", "if-unmodified-since", "range")
 }
+# Looked up once: in the library they take longer than here.
+_OK = lib.SENDGATE_OK
+_ETAG_MAX = lib.SENDGATE_ETAG_MAX
+_OUTSIDE = lib.SENDGATE_OPEN_OUTSIDE
 _MAX_RANGES = 64
 #: Files of an application's own of which something is remembered.
 _REMEMBERED_FILES = 1000
@@ -84,7 +88,7 @@ class _Structs:
     def __init__(self) -> None:
         self.request = _new(_REQUEST)
         self.rep = _new(_REP)
-        self.tag = ffi.new("char[]", lib.SENDGATE_ETAG_MAX)
+        self.tag = ffi.new("char[]", _ETAG_MAX)
         self.exchange = _new(_EXCHANGE)
         self.exchange.request = self.request
         self.decision = _new(_DECISION)
@@ -94,10 +98,9 @@ class _Structs:
 
     def open(self, site: Site, path: bytes) -> bool:
         """Open and fstat a file. False: whoever asks for it in the other way is told why it can't be."""
-        flags = lib.SENDGATE_OPEN_OUTSIDE if site._outside else 0
-        room = lib.SENDGATE_ETAG_MAX
-        code = lib.sendgate_open(site._fd, path, flags, self.tag, room, self.fd, self.rep, self.errno)
-        return bool(code == lib.SENDGATE_OK)
+        flags = _OUTSIDE if site._outside else 0
+        code = lib.sendgate_open(site._fd, path, flags, self.tag, _ETAG_MAX, self.fd, self.rep, self.errno)
+        return bool(code == _OK)
 
     def answer(self, variant: _Variant, rep: Any, fd: int, method: str, given: Mapping[str, bytes]) -> Head | None:
         """The answer with a file that is open. None: the head isn't known."""
@@ -134,7 +137,7 @@ class _Structs:
             exchange.headers = variant.headers
             exchange.n_headers = variant.n_headers
             code = lib.sendgate_decide(exchange, self.ranges, _MAX_RANGES, self.decision)
-            return bool(code == lib.SENDGATE_OK and self.decision.n_ranges <= 1)
+            return bool(code == _OK and self.decision.n_ranges <= 1)
         finally:
             # What they point to ends here.
             for value in (request.method, *(getattr(request, CONDITIONS[name]) for name in given)):
@@ -205,7 +208,8 @@ class SiteHeads(_Heads):
         remembered = self._paths.get(path)
         if remembered is None or remembered.known.until < time.monotonic():
             return None
-        variant = remembered.variants.get(_suffix(remembered.known, accept_encoding))
+        suffix = _suffix(remembered.known, accept_encoding) if accept_encoding else b""
+        variant = remembered.variants.get(suffix)
         if variant is None:
             return None
         structs = self._structs()

@@ -4,7 +4,7 @@
 servers open it later, in another thread, and don't say when; if N was closed and is used again by then, they send
 somebody else's file. So a path here leads through a symbolic link whose own name is never used again::
 
-    /dev/shm/sendgate-abcdefgh/17/731      17 is a link to /proc/self/fd, and 731 a descriptor
+    /dev/shm/sendgate-abcdefgh/17/731      17 is a link to /proc/PID/fd, and 731 a descriptor
 
 When its time is over the link is removed, and only some seconds later the descriptor is closed. Who comes too late
 finds nothing; and never another file, whatever has been opened meanwhile.
@@ -60,6 +60,8 @@ class _Generation:
         #: Its path; "" as long as nobody needs it.
         self.link = ""
         self.descriptors: dict[Identity, int] = {}
+        #: Those that were handed out.
+        self.paths: dict[Identity, str] = {}
 
 
 class Leases:
@@ -98,6 +100,10 @@ class Leases:
             raise OSError(errno.EBADF, "the file is not open for reading")
         # The inode's number alone is not enough everywhere: overlayfs may keep it when the content is copied.
         identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        current = self._current
+        path = current.paths.get(identity)
+        if path is not None and time.monotonic() - current.began < self._period:
+            return path
         with self._lock:
             if time.monotonic() - self._current.began >= self._period:
                 self._turn()
@@ -106,8 +112,10 @@ class Leases:
                 number = self._previous.descriptors.get(identity)
                 if number is None:
                     number = self._lend(fd, status)
-                self._current.descriptors[identity] = number
-            return f"{self._link()}/{number}"
+            path = f"{self._link()}/{number}"
+            self._current.descriptors[identity] = number
+            self._current.paths[identity] = path
+            return path
 
     def __len__(self) -> int:
         """How many descriptors are held."""
@@ -169,13 +177,15 @@ class Leases:
         current = self._current
         if not current.link:
             name = str(next(self._numbers))
+            # What /proc/self/fd is, with one link less to follow.
+            target = f"/proc/{os.readlink('/proc/self')}/fd"
             try:
                 link = os.path.join(self._directory or self._make_directory(), name)
-                os.symlink("/proc/self/fd", link)
+                os.symlink(target, link)
             except FileNotFoundError:
                 # Somebody has cleaned up.
                 link = os.path.join(self._make_directory(), name)
-                os.symlink("/proc/self/fd", link)
+                os.symlink(target, link)
             current.link = link
         return current.link
 

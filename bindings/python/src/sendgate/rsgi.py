@@ -52,6 +52,7 @@ _HOOKS = ("response_empty", "response_bytes", "response_file", "response_file_ra
 #: Classes that have them.
 _known: set[type] = set()
 _CONDITIONS = frozenset(CONDITIONS)
+_NOTHING: Mapping[str, bytes] = {}
 #: In place of a field that the server can't show, because it isn't ASCII: nothing of ours is equal to it. Dates and
 #: ranges that nobody understands are left out (RFC 9110 13.1.3, 14.2).
 _UNREADABLE = {"if-match": b'""', "if-none-match": b'""', "if-range": b'""'}
@@ -70,15 +71,14 @@ def lent() -> int:
 
 
 def _check(protocol: Any) -> None:
-    """Refuse a protocol that isn't known here."""
+    """Refuse a protocol that can't be used here."""
     kind = type(protocol)
-    if kind not in _known:
-        missing = ", ".join(name for name in _HOOKS if not hasattr(protocol, name))
-        if missing:
-            raise TypeError(
-                f"sendgate.rsgi doesn't know this protocol: {kind.__module__}.{kind.__qualname__} has no {missing}"
-            )
-        _known.add(kind)
+    missing = ", ".join(name for name in _HOOKS if not hasattr(protocol, name))
+    if missing:
+        raise TypeError(
+            f"sendgate.rsgi doesn't know this protocol: {kind.__module__}.{kind.__qualname__} has no {missing}"
+        )
+    _known.add(kind)
 
 
 def _hand_over(
@@ -309,7 +309,8 @@ class Protocol:
     __slots__ = ("_protocol", "_scope")
 
     def __init__(self, protocol: Any, scope: Any = None) -> None:
-        _check(protocol)
+        if type(protocol) not in _known:
+            _check(protocol)
         self._protocol = protocol
         self._scope = scope
 
@@ -513,12 +514,13 @@ class Files:
             else:
                 await self._other(scope, protocol)
             return
-        _check(protocol)
+        if type(protocol) not in _known:
+            _check(protocol)
         method: str = scope.method
         path: str = scope.path
         fields = scope.headers
         names = fields.keys()
-        given = {} if _CONDITIONS.isdisjoint(names) else _conditions(fields, names)
+        given = _NOTHING if _CONDITIONS.isdisjoint(names) else _conditions(fields, names)
         accept_encoding = ", ".join(fields.get_all("accept-encoding")) if "accept-encoding" in names else None
         if method in SAFE:
             head = self._heads.find(path, method, given, accept_encoding)
