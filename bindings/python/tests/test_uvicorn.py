@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import importlib
@@ -893,11 +894,11 @@ def test_under_gunicorn(contents: Path, tmp_path: Path) -> None:
 
 
 @contextlib.contextmanager
-def in_thread(application: Any, protocol: Any, **options: Any) -> Iterator[Any]:
+def in_thread(application: Any, protocol: Any, *, server: Any = uvicorn.Server, **options: Any) -> Iterator[Any]:
     """The address of a server that this process runs, with a loop of its own."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(application, http=protocol, loop="asyncio", lifespan="off", log_config=None, **options)
-        made = uvicorn.Server(config)
+        made = server(config)
         thread = threading.Thread(target=made.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -932,6 +933,35 @@ def test_a_connection_is_freed_when_it_is_lost(contents: Path, protocol: str) ->
             finally:
                 gc.enable()
     del application
+    gc.collect()
+
+
+def test_two_servers_with_one_application(contents: Path) -> None:
+    """Each has its own fields, also if they share a loop."""
+    others: list[uvicorn.Server] = []
+
+    class Both(uvicorn.Server):
+        async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+            """This one, and the other."""
+            await asyncio.gather(super().serve(sockets), others[0].serve([listener]))
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if name == "should_exit":
+                others[0].should_exit = value
+
+    files = sendgate.asgi.Files(contents)
+    kept: Any = {"http": sendgate.uvicorn.HttpTools, "loop": "asyncio", "lifespan": "off", "log_config": None}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        others.append(uvicorn.Server(uvicorn.Config(files, headers=[("X-Server", "other")], **kept)))
+        with in_thread(files, sendgate.uvicorn.HttpTools, server=Both, headers=[("X-Server", "one")]) as address:
+            wait_until(lambda: others[0].started)
+            for _ in range(2):
+                for where, name in ((address, "one"), (listener.getsockname(), "other")):
+                    status, fields, _ = ask_in_thread(where, "/a.bin")
+                    assert (status, fields["x-server"]) == (200, name)
+    others.clear()
+    del files
     gc.collect()
 
 

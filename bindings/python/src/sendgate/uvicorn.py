@@ -462,13 +462,13 @@ class Protocol:
         if type(application) is not Files or config.root_path or config.limit_concurrency is not None:
             return None
         sender = _own_sender(self.loop)
-        made = _fast_paths.get(application)
-        if made is None or made[0] is not sender:
+        made = _fast_paths.get(config)
+        if made is None or made.sender is not sender:
             own = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in config.encoded_headers]
             fields: Any = own if config.date_header else [*own, ("Date", "", Rule.REMOVE)]
-            fast_path = FastPath(application._mount, sender, fields=tuple(fields), idle_ms=self.idle_ms, copy=self.copy)
-            made = _fast_paths[application] = sender, fast_path
-        return made[1]
+            made = FastPath(application._mount, sender, fields=tuple(fields), idle_ms=self.idle_ms, copy=self.copy)
+            _fast_paths[config] = made
+        return made
 
     def _is_answered(self, fast_path: FastPath, data: bytes) -> bool:
         """Whether it was a request for a file, which needs no task."""
@@ -537,5 +537,5 @@ class Protocol:
         )
 
 
-#: By application: its loop's sender, and what answers for it.
-_fast_paths: WeakKeyDictionary[Files, tuple[Sender, FastPath]] = WeakKeyDictionary()
+#: By the server's configuration, which the fields of the answers depend on.
+_fast_paths: WeakKeyDictionary[uvicorn.Config, FastPath] = WeakKeyDictionary()
