@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
 import rows
 
@@ -21,15 +22,34 @@ def content_of(row: rows.Row) -> bytes:
     return CONTENT.get(row.name, b"12345" if row.body else b"")
 
 
-def as_served(row: rows.Row, persistent: bool = True) -> rows.Row:
+def answers(
+    row: rows.Row, address: rows.Address, files: Path, prefix: str = "/files/", times: int = 1
+) -> tuple[str, list[rows.Response]]:
+    """The tag of the row's file, and the answers to its request. Each has left its connection in step.
+
+    files: the folder in which the file is for so long, and which is served below prefix.
+    """
+    path = rows.make_file(files, row)
+    try:
+        tag = rows.file_tag(path)
+        target = prefix + path.name
+        request = rows.build_request(row, target, "localhost", tag) + content_of(row)
+        return tag, [rows.fetch(address, request, timeout=60, probe=rows.probe(target)) for _ in range(times)]
+    finally:
+        path.unlink()
+
+
+def as_served(row: rows.Row, persistent: bool = True, charset: bool = True) -> rows.Row:
     """The row as Files answers it on a server that keeps connections, or not.
 
-    It says that text is UTF-8. Whether the connection stays is not the application's affair: the server reads what
-    the application leaves unread, and need not keep HTTP/1.0 connections. What it announces has to be so all the same.
+    charset: whether it says that text is UTF-8. Whether the connection stays is not the application's affair: the
+    server reads what the application leaves unread, and need not keep HTTP/1.0 connections. What it announces has to
+    be so all the same.
     """
     expect = dict(row.expect)
+    text = "text/plain; charset=utf-8" if charset else "text/plain"
     expect["fields"] = [
-        [name, value + "; charset=utf-8" if value == "text/plain" else value]
+        [name, text if value == "text/plain" else value]
         for name, value in row.expect.get("fields", [])
         if name != "Connection"
     ]

@@ -23,12 +23,12 @@ from pathlib import Path
 import pytest
 
 import rows
+from served_rows import SOCKET_ROWS, answers, as_served, complaints
 from support import READS, moved, traced, wait_until
 
 pytest.importorskip("aiohttp", reason="aiohttp is not installed: bindings/python/requirements-dev.txt")
 
 LOOPS = ("asyncio", "uvloop")
-SOCKET_ROWS = [row for row in rows.load() if row.values_only is None]
 #: Seconds that are far too long for anything here.
 LONG = 60
 
@@ -225,12 +225,6 @@ def server(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytes
 
 # ---- The rows of tests/cases ----
 
-#: Content that a request announces. rows.build_request leaves it out, and aiohttp reads it before the next request.
-UNREAD = {
-    "conn-unread-chunked-body": b"5\r\nHello\r\n0\r\n\r\n",
-    "conn-unread-body-of-known-length": b"1234567",
-}
-
 #: What aiohttp does to the answers to some rows, whatever the response is.
 DIFFERENCES = {
     "an HTTP/1.0 request is answered with HTTP/1.0": {
@@ -239,49 +233,13 @@ DIFFERENCES = {
 }
 
 
-def as_served(row: rows.Row, target: str) -> rows.Row:
-    """The row as it is answered here.
-
-    Whether the connection stays is aiohttp's affair: it reads what the handler leaves unread. What it announces has to
-    be so all the same.
-    """
-    expect = dict(row.expect)
-    charset = "" if target.startswith("/file") else "; charset=utf-8"
-    expect["fields"] = [
-        [name, value + charset if value == "text/plain" else value]
-        for name, value in row.expect.get("fields", [])
-        if name != "Connection"
-    ]
-    expect["absent"] = [name for name in row.expect.get("absent", []) if name != "Connection"]
-    if row.version == 10 or row.body or row.name in UNREAD:
-        expect.pop("keep_alive", None)
-    return dataclasses.replace(row, expect=expect)
-
-
-def complaints(row: rows.Row, response: rows.Response, tag: str) -> list[str]:
-    """What the judge says against the answer."""
-    try:
-        rows.check(row, response, etag=tag)
-    except rows.Mismatch as mismatch:
-        return re.findall("^  - (.*)$", str(mismatch), re.MULTILINE)
-    return []
-
-
 @pytest.mark.parametrize("prefix", ["/file/", "/static/"])
 @pytest.mark.parametrize("row", SOCKET_ROWS, ids=str)
 def test_row(row: rows.Row, server: Running, prefix: str) -> None:
     """The answer is what the row expects, and leaves the connection in step."""
-    path = rows.make_file(server.files, row)
-    try:
-        tag = rows.file_tag(path)
-        target = prefix + path.name
-        request = rows.build_request(row, target, "localhost", tag)
-        request += UNREAD.get(row.name, b"12345" if row.body else b"")
-        response = rows.fetch(server.address, request, timeout=LONG, probe=rows.probe(target))
-        due = [found[row.name] for found in DIFFERENCES.values() if row.name in found]
-        assert complaints(as_served(row, target), response, tag) == due
-    finally:
-        path.unlink()
+    tag, (response,) = answers(row, server.address, server.files, prefix)
+    due = [found[row.name] for found in DIFFERENCES.values() if row.name in found]
+    assert complaints(as_served(row, charset=prefix == "/static/"), response, tag) == due
 
 
 # ---- What is sent ----

@@ -24,7 +24,7 @@ import pytest
 
 import rows
 from asgi_servers import OTHERS, OURS, Folder, Server, running
-from served_rows import SOCKET_ROWS, as_served, complaints, content_of
+from served_rows import SOCKET_ROWS, answers, as_served, complaints
 from support import READS, moved, traced, wait_until
 
 OLD = 784111777
@@ -309,21 +309,14 @@ def test_http_2(running_server: Running) -> None:
 @pytest.mark.parametrize("row", SOCKET_ROWS, ids=str)
 def test_row(row: rows.Row, running_server: Running, folder: Folder) -> None:
     """What Files answers is what the row expects, and leaves the connection in step."""
-    path = rows.make_file(folder.files, row)
-    try:
-        tag = rows.file_tag(path)
-        target = f"/files/{path.name}"
-        request = rows.build_request(row, target, "localhost", tag) + content_of(row)
-        response = rows.fetch(running_server.address, request, timeout=60, probe=rows.probe(target))
-        row = as_served(row)
-        if row.expect.get("last_modified") == "date":
-            # As of now; but uvicorn looks at the clock once a second.
-            date, modified = (rows.parse_date(response.get(name) or "") for name in ("Date", "Last-Modified"))
-            assert date is not None and modified is not None and 0 <= modified - date <= 1
-            row.expect.pop("last_modified")
-        assert complaints(row, response, tag) == []
-    finally:
-        path.unlink()
+    tag, (response,) = answers(row, running_server.address, folder.files)
+    row = as_served(row)
+    if row.expect.get("last_modified") == "date":
+        # As of now; but uvicorn looks at the clock once a second.
+        date, modified = (rows.parse_date(response.get(name) or "") for name in ("Date", "Last-Modified"))
+        assert date is not None and modified is not None and 0 <= modified - date <= 1
+        row.expect.pop("last_modified")
+    assert complaints(row, response, tag) == []
 
 
 # ---- After all that ----

@@ -29,6 +29,7 @@ import pytest
 import rows
 from sendgate import rsgi
 from sendgate._leases import Leases
+from served_rows import SOCKET_ROWS, answers, as_served, complaints
 from support import traced, wait_until
 
 HERE = Path(__file__).resolve().parent
@@ -157,12 +158,6 @@ def server(request: pytest.FixtureRequest) -> Iterator[Granian]:
 
 # ---- The rows ----
 
-SOCKET_ROWS = [row for row in rows.load() if row.values_only is None]
-#: Content that a request announces: Granian reads what the application leaves unread.
-ANNOUNCED = {
-    "conn-unread-chunked-body": b"5\r\nHello\r\n0\r\n\r\n",
-    "conn-unread-body-of-known-length": b"1234567",
-}
 #: What the server makes of the answers to some rows, whatever the application says.
 DIFFERENT = {
     # It shows only fields of ASCII, and of this one that it is there: it can't be known that the tag is in it.
@@ -175,40 +170,9 @@ DIFFERENT = {
 @pytest.mark.parametrize("row", SOCKET_ROWS, ids=str)
 def test_row(row: rows.Row, server: Granian) -> None:
     """What Files answers is what the row expects, also when it is known by heart, and leaves the connection in step."""
-    path = rows.make_file(server.folder / "files", row)
-    try:
-        tag = rows.file_tag(path)
-        target = f"/files/{path.name}"
-        request = rows.build_request(row, target, "localhost", tag)
-        request += ANNOUNCED.get(row.name, b"12345" if row.body else b"")
-        for _ in range(2):
-            response = rows.fetch(server.address, request, timeout=60, probe=rows.probe(target))
-            assert complaints(as_served(row), response, tag) == DIFFERENT.get(row.name, [])
-    finally:
-        path.unlink()
-
-
-def as_served(row: rows.Row) -> rows.Row:
-    """The row as Files answers it: text is UTF-8, and whether the connection stays is the server's affair."""
-    expect = dict(row.expect)
-    expect["fields"] = [
-        [name, value + "; charset=utf-8" if value == "text/plain" else value]
-        for name, value in row.expect.get("fields", [])
-        if name != "Connection"
-    ]
-    expect["absent"] = [name for name in row.expect.get("absent", []) if name != "Connection"]
-    if row.version == 10 or row.body or row.name in ANNOUNCED:
-        expect.pop("keep_alive", None)
-    return dataclasses.replace(row, expect=expect)
-
-
-def complaints(row: rows.Row, response: rows.Response, tag: str) -> list[str]:
-    """What the judge says against the answer."""
-    try:
-        rows.check(row, response, etag=tag)
-    except rows.Mismatch as mismatch:
-        return re.findall("^  - (.*)$", str(mismatch), re.MULTILINE)
-    return []
+    tag, both = answers(row, server.address, server.folder / "files", times=2)
+    for response in both:
+        assert complaints(as_served(row), response, tag) == DIFFERENT.get(row.name, [])
 
 
 # ---- The document's decision tree ----

@@ -14,7 +14,7 @@ import pytest
 
 import rows
 import wsgi_matrix
-from served_rows import SOCKET_ROWS, as_served, complaints, content_of
+from served_rows import SOCKET_ROWS, answers, as_served, complaints
 from wsgi_cases import CASES, Case
 from wsgi_servers import OTHERS, OURS, STOCK, Folder, Server, running
 
@@ -145,16 +145,8 @@ DIFFERENCES = (
 def test_row(row: rows.Row, running_server: Running, folder: Folder) -> None:
     """What Files answers is what the row expects, and leaves the connection in step."""
     server = running_server.server
-    path = rows.make_file(folder.files, row)
-    try:
-        tag = rows.file_tag(path)
-        target = f"/files/{path.name}"
-        request = rows.build_request(row, target, "localhost", tag)
-        request += content_of(row)
-        response = rows.fetch(running_server.address, request, timeout=30, probe=rows.probe(target))
-        assert complaints(as_served(row, server.persistent), response, tag) == different(row, server)
-    finally:
-        path.unlink()
+    tag, (response,) = answers(row, running_server.address, folder.files)
+    assert complaints(as_served(row, server.persistent), response, tag) == different(row, server)
 
 
 def different(row: rows.Row, server: Server) -> list[str]:
