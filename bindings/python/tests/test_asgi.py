@@ -351,6 +351,34 @@ def test_a_client_that_leaves(path: Path, library: str) -> None:
     assert descriptors(path) == 0
 
 
+def test_a_scope_without_a_version(path: Path) -> None:
+    """That of a WebSocket need not have one, and those of applications' own tests have none: it is 1.1."""
+    given = request(fields={"range": "bytes=0-0"})
+    del given["http_version"]
+    assert call(FileResponse(path), given).code == 206
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("answers", [[], [{"type": "http.request", "body": b"", "more_body": False}] * 3])
+def test_a_receive_that_tells_nothing(path: Path, library: str, answers: list[Message]) -> None:
+    """One that fails, or says the same again and again, as those of tests and middleware do, is no client that leaves:
+    all of the content is sent, and no more is asked for than could be told.
+    """
+    made = Server(request())
+    given = iter(answers)
+
+    async def receive() -> Message:
+        return next(given)
+
+    async def run() -> None:
+        await FileResponse(path)(made.scope, receive, made.send)
+
+    LIBRARIES[library](run)
+    assert made.reply.complete
+    assert made.reply.body == DATA
+    assert len(list(given)) == max(len(answers) - 2, 0)
+
+
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_a_server_that_fails(path: Path, library: str, at: int) -> None:

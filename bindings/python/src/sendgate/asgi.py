@@ -143,9 +143,10 @@ async def _read(answer: Answer, length: int, receive: Receive, send: Send) -> No
     elif _in_trio():
         await _read_in_trio(answer, length, receive, send)
     else:
-        watch = asyncio.ensure_future(_gone(receive))
+        left = asyncio.Event()
+        watch = asyncio.ensure_future(_watch(receive, left.set))
         try:
-            await _blocks(answer, length, send, lambda: _in_thread(next, answer), watch.done)
+            await _blocks(answer, length, send, lambda: _in_thread(next, answer), left.is_set)
         finally:
             watch.cancel()
             await asyncio.wait({watch})
@@ -156,14 +157,9 @@ async def _read_in_trio(answer: Answer, length: int, receive: Receive, send: Sen
     import trio
 
     left = trio.Event()
-
-    async def watch() -> None:
-        await _gone(receive)
-        left.set()
-
     failed: Exception | None = None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch)
+        nursery.start_soon(_watch, receive, left.set)
         try:
             await _blocks(answer, length, send, lambda: trio.to_thread.run_sync(next, answer), left.is_set)
         except Exception as error:
@@ -186,11 +182,17 @@ async def _blocks(
         await send({"type": _CONTENT, "body": block, "more_body": left > 0})
 
 
-async def _gone(receive: Receive) -> None:
-    """Wait until the client has left, or nothing can be heard of it any more."""
+async def _watch(receive: Receive, left: Callable[[], object]) -> None:
+    """Call left() when the client has left. If nothing is heard of it, by a receive that fails or only repeats itself,
+    the content is sent all the same.
+    """
     with contextlib.suppress(Exception):
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        is_over = False
+        while (message := await receive())["type"] != "http.disconnect":
+            if is_over:
+                return
+            is_over = not message.get("more_body", False)
+        left()
 
 
 def _in_trio() -> bool:
