@@ -553,8 +553,32 @@ def test_paths_of_all_kinds(root: Path) -> None:
     del without["raw_path"]
     assert call(files, {**without, "path": "/a.txt"}).body == b"hello\n"
     assert call(files, {**without, "path": "/\ufffd.txt"}).code == 404
+    # A middleware has changed the path: the one that was asked for doesn't count.
+    assert call(files, {**request(), "path": "/not/\ufffd.txt", "raw_path": b"/%FF.txt"}).code == 404
     assert call(files, {**request(), "path": "/a\0b"}).code == 400
     assert call(files, {**request(), "path": "/../file.bin"}).code == 404
+
+
+@pytest.mark.parametrize(
+    ("place", "asked", "code", "location"),
+    [
+        ("/mount", "/mount", 301, "/mount/"),
+        ("/mount", "/mount/", 200, None),
+        ("/mount", "/a.txt", 200, None),  # servers differ in whether the path has it
+        ("/mount", "/mounted/a.txt", 404, None),
+        ("/a", "/a.txt", 200, None),
+        ("/mount/", "/mount", 301, "/mount/"),
+        ("/mount/", "/mount/", 200, None),
+        ("/mount/", "/mount/sub", 301, "/mount/sub/"),
+        ("/", "/", 200, None),
+        ("/", "/sub", 301, "/sub/"),
+    ],
+)
+def test_places(root: Path, place: str, asked: str, code: int, location: str | None) -> None:
+    """root_path with and without a slash at its end; a redirect never leads to itself, nor to another host."""
+    (root / "index.html").write_text("home")
+    reply = call(Files(root), {**request(asked), "root_path": place})
+    assert (reply.code, reply["Location"]) == (code, location)
 
 
 def test_what_is_not_http(root: Path) -> None:

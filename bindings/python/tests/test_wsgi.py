@@ -1060,6 +1060,8 @@ def test_redirects(root: Path) -> None:
     assert call(Files(root), environ("", script="/app"))["Location"] == "/app/"
     assert call(Files(root), environ("", script="//evil.example"), checked=False)["Location"] == "/evil.example/"
     assert call(Files(root), environ("", script="")).body == b"index"
+    # That would lead to no host at all.
+    assert call(Files(root), environ("", script="/"), checked=False).body == b"index"
     (root / "\\evil.example").mkdir()
     (root / "\\evil.example" / "index.html").touch()
     assert get(Files(root), "//\\evil.example")["Location"] == "/%5Cevil.example/"

@@ -439,7 +439,7 @@ class Mount:
         if is_root or path.startswith(self.prefix):
             if method not in ("GET", "HEAD"):
                 return self.site.error(405, (("Allow", "GET, HEAD"),)) if alone else None
-            if is_root and (path or base):
+            if is_root and (path or base[-1:] not in (b"", b"/")):
                 # The folder's own URL without its slash: a link in its index would lead elsewhere.
                 found = self._redirect(base, b"", query) if self.site.has_index(b"") else None
             else:

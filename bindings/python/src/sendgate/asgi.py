@@ -339,10 +339,15 @@ def _path(scope: Scope) -> tuple[bytes, bytes]:
     path: str = scope["path"]
     base: str = scope.get("root_path", "")
     raw: bytes | None = scope.get("raw_path")
-    # Servers decode the path as UTF-8, and what is none is lost.
-    whole = unquote_to_bytes(raw.partition(b"?")[0]) if "\ufffd" in path and raw else path.encode("utf-8")
-    place = base.encode("utf-8")
-    return (whole[len(place) :] if whole.startswith(place) else whole), place
+    whole = path.encode("utf-8", "surrogateescape")
+    if "\ufffd" in path and raw:
+        # Servers decode the path as UTF-8, and what is none is lost.
+        given = unquote_to_bytes(raw.partition(b"?")[0])
+        # A middleware may have changed the path, and not this one.
+        if given.decode("utf-8", "replace") == path:
+            whole = given
+    place = base.rstrip("/").encode("utf-8", "surrogateescape")
+    return (whole[len(place) :] if (whole + b"/").startswith(place + b"/") else whole), place
 
 
 def _field(scope: Scope, name: bytes) -> str | None:
