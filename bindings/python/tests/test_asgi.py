@@ -816,6 +816,14 @@ def test_a_malformed_entity_tag(path: Path, etag: str) -> None:
     assert (reply.code, reply["ETag"], reply.body) == (200, etag, b"a")
 
 
+def test_a_content_range_of_the_applications_own(path: Path) -> None:
+    """Then the application has chosen a part, with whatever status, and it is sent as it is."""
+    field = ("content-range", "bytes 0-9/20")
+    for application in (pathsend(path, field), events(*content(DATA), headers=[field, ("etag", '"v"')])):
+        reply = get(Conditional(application), range="bytes=0-0", if_none_match="*")
+        assert (reply.code, reply["Content-Range"], reply.body) == (200, field[1], DATA)
+
+
 @pytest.mark.parametrize("fields", [("X-A", "a\r\nb"), ("X A", "b")])
 def test_refused_fields(path: Path, fields: tuple[str, str]) -> None:
     """What would split the response never gets to the server, and the file is closed."""

@@ -248,9 +248,11 @@ def content_length(headers: list[tuple[str, str]]) -> int | None:
 def may_be_less(method: str, status: int, headers: list[tuple[str, str]]) -> bool:
     """Whether conditions and ranges are to be evaluated of what an application answers.
 
-    What another method has done can't be undone, and a front server evaluates them itself.
+    What another method has done can't be undone, a front server evaluates them itself, and what has a Content-Range is
+    a part already.
     """
-    return status == 200 and method in SAFE and HANDS_OVER.isdisjoint(names(headers))
+    given = names(headers)
+    return status == 200 and method in SAFE and HANDS_OVER.isdisjoint(given) and "content-range" not in given
 
 
 def is_whole(method: str, headers: list[tuple[str, str]], length: int) -> bool:
