@@ -105,6 +105,15 @@ class Application:
         headers = [("ETag", f'"{status.st_mtime_ns:x}-{length:x}"'), ("Content-Length", str(length))]
         protocol.response_file(200, headers, str(path))
 
+    async def thread(self, scope: Any, protocol: Any, query: dict[str, str]) -> None:
+        """The call is made in a thread that has no event loop, and the headers are a dict."""
+        asked = scope.headers.get("range")
+        path = FILES / scope.path.split("/")[2]
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(
+            None, lambda: protocol.response_file_conditional(200, {"X-Name": "x"}, path, range_header=asked)
+        )
+
     async def late(self, scope: Any, protocol: Any, query: dict[str, str]) -> None:
         """The server gets a path whose time is over."""
         paths = []

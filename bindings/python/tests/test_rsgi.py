@@ -27,6 +27,7 @@ import h2.events
 import pytest
 
 import rows
+from launching import serving
 from sendgate import rsgi
 from sendgate._leases import Leases
 from served_rows import SOCKET_ROWS, answers, as_served, complaints
@@ -94,7 +95,7 @@ def granian(loop: str, *options: str, limit: int | None = None, **environment: s
     """Start it with the application, wait until it answers, and stop it at the end. limit: of its descriptors."""
     import resource
 
-    with tempfile.TemporaryDirectory(prefix="sendgate-rsgi-") as name, socket.socket() as reserved:
+    with tempfile.TemporaryDirectory(prefix="sendgate-rsgi-") as name:
         folder = Path(name)
         (folder / "files").mkdir()
         for file, content in CONTENT.items():
@@ -102,51 +103,21 @@ def granian(loop: str, *options: str, limit: int | None = None, **environment: s
             os.utime(folder / "files" / file, (LONG_AGO, LONG_AGO))
         make_site(folder / "files" / "site")
         shutil.copy(HERE / "rsgi_application.py", folder)
-        # A socket that is bound, but doesn't listen, keeps the port for a server that sets SO_REUSEADDR.
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind(("127.0.0.1", 0))
-        address = reserved.getsockname()
-        command = [sys.executable, "-m", "granian", "--interface", "rsgi", "--loop", loop, "--port", str(address[1])]
+
+        def command(port: int) -> list[str]:
+            words = ["--interface", "rsgi", "--loop", loop, "--port", str(port), *options]
+            return [sys.executable, "-m", "granian", *words, "rsgi_application:application"]
 
         def limited() -> None:
             if limit is not None:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
-        with (folder / "log").open("w") as log:
-            process = subprocess.Popen(
-                [*command, *options, "rsgi_application:application"],
-                cwd=folder,
-                env={**os.environ, "SENDGATE_TEST_PERIOD": str(PERIOD), **environment},
-                stdout=log,
-                stderr=log,
-                preexec_fn=limited,
-            )
-        try:
-            yield Granian(loop, address, folder, _worker(process, address, folder / "log"))
-        finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                raise
-
-
-def _worker(process: subprocess.Popen[bytes], address: tuple[str, int], log: Path) -> int:
-    """Wait until it answers. The process that does so."""
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            rows.fetch(address, b"HEAD /files/small HTTP/1.1\r\nHost: localhost\r\n\r\n", timeout=60)
-            break
-        except ConnectionRefusedError as error:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"Granian doesn't answer: {log.read_text()}") from error
-            time.sleep(0.02)
-    found = re.search(r"Spawning worker-1 with PID: (\d+)", log.read_text())
-    assert found, log.read_text()
-    return int(found[1])
+        given = {**os.environ, "SENDGATE_TEST_PERIOD": str(PERIOD), **environment}
+        log = folder / "log"
+        with serving(command, log, "/files/small", cwd=folder, env=given, preexec_fn=limited) as (address, _):
+            found = re.search(r"Spawning worker-1 with PID: (\d+)", log.read_text())
+            assert found, log.read_text()
+            yield Granian(loop, address, folder, int(found[1]))
 
 
 @pytest.fixture(scope="module", params=LOOPS)
@@ -282,6 +253,16 @@ def test_several_ranges(server: Granian) -> None:
         parts = response.parts()
         assert [(part.first, part.last) for part in parts] == spans
         assert all(part.data == CONTENT[file][part.first : part.last + 1] for part in parts)
+
+
+@pytest.mark.parametrize("file", ["small", "huge"])
+def test_from_a_thread(file: str, server: Granian) -> None:
+    """An application may call from wherever it is."""
+    response = server.ask(f"/thread/{file}")
+    assert (response.status, response.get("X-Name"), response.body) == (200, "x", CONTENT[file])
+    last = SIZES[file] - 1
+    parts = server.ask(f"/thread/{file}", f"Range: bytes=0-5,100-{last}").parts()
+    assert parts[1].data == CONTENT[file][100:]
 
 
 def test_no_such_file(server: Granian) -> None:

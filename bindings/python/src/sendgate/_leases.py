@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 PERIOD = 5.0
 #: What it is at least, where too many files are asked for.
 SHORTEST = 1.0
-#: Of a descriptor's flags.
-_ACCESS = os.O_ACCMODE | os.O_PATH
+#: Of a descriptor's flags: what it may be used for.
+_ACCESS = os.O_ACCMODE | getattr(os, "O_PATH", 0)
 
 
 def make_directory() -> str:

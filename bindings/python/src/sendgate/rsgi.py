@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Files", "Protocol", "lent"]
 
-#: Bytes that are handed over at once, if they are in the page cache. Of a path the server has as many in memory.
+#: Bytes that are handed over at once, if they are in the page cache. Of a path the server has about as many in memory
+#: while a client doesn't read.
 SMALL = 262144
 #: Seconds in which the server has to begin with reading what is given to it by a pipe.
 _PATIENCE = 10.0
@@ -327,9 +328,9 @@ class Protocol:
     def response_file_fd(self, status: int, headers: Headers, fd: int) -> None:
         """Answer with all of a file, as the application says.
 
-        Status and headers are sent as given, with Content-Length added. Takes fd over: it is closed when this returns,
-        also by an exception, so pass an os.dup() to keep yours. NotRegularError; OSError if it isn't open for reading;
-        then nothing was sent.
+        Status and headers are sent as given, with Content-Length added. Takes fd over: it is closed when it isn't
+        needed any more, and by every exception, so pass an os.dup() to keep yours. NotRegularError; OSError if it isn't
+        open for reading, or there are no descriptors left; then nothing was sent.
         """
         file = own_file(_take(fd), {})
         self._span(status, headers, file, 0, file.size)
@@ -481,7 +482,7 @@ class Files:
     application: answers what isn't there, every other method than GET and HEAD, and WebSockets; without it that is
     404, 405, and a refusal. All other arguments are those of ``sendgate.wsgi.Files``, but for front.
 
-    Each answer is made of one open and one fstat, in the event loop's thread. OSError: root can't be opened.
+    Each answer is made of one open, in the event loop's thread. root is opened once. OSError: it can't be.
     """
 
     def __init__(
