@@ -394,7 +394,8 @@ class Request:
     @classmethod
     def from_scope(cls, scope: Mapping[str, Any], *, has_body: bool | None = None) -> Request:
         """From the scope of an ASGI application. If yours has read the content, pass has_body=False."""
-        return cls(scope["method"], "HTTP/" + scope["http_version"], scope["headers"], has_body=has_body)
+        version = scope.get("http_version", "1.1")
+        return cls(scope["method"], "HTTP/" + version, scope["headers"], has_body=has_body)
 
     def _without(self, *fields: str) -> Request:
         """The same, as if it had not these fields."""
