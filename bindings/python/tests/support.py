@@ -17,6 +17,8 @@ from typing import Callable
 
 import pytest
 
+from launching import launched
+
 
 class Pipe:
     """The two ends of a connection, with a thread that collects what arrives at the client's."""
@@ -119,18 +121,11 @@ class Server:
 def running_server(directory: Path, log: Path, *options: str) -> Iterator[Server]:
     """Start the command, wait until it says where it is, and stop it at the end."""
     command = [sys.executable, "-m", "sendgate", str(directory), "--port", "0", *options]
-    with log.open("w") as stderr:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
-    assert process.stdout is not None
-    try:
+    with launched(command, log, stdout=subprocess.PIPE, text=True) as process:
         line = process.stdout.readline()
         match = re.fullmatch(r"Serving .* at http://.*:(\d+)/\n", line)
         assert match, f"{line!r}: {log.read_text()}"
         yield Server(process, int(match[1]), log)
-    finally:
-        process.terminate()
-        process.wait(20)
-        process.stdout.close()
 
 
 # ---- System calls ----

@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 import rows
+from launching import launched
 from served_rows import SOCKET_ROWS, answers, as_served, complaints
 from support import READS, moved, traced, wait_until
 
@@ -161,24 +162,11 @@ class Running:
 def running(loop: str, folder: Path, log: Path, *options: str | Path) -> Iterator[Running]:
     """Start one, and stop it at the end."""
     application = Path(__file__).with_name("aiohttp_application.py")
-    with log.open("w") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, application, loop, folder, *options], stdout=subprocess.PIPE, stderr=stderr, text=True
-        )
-    assert process.stdout is not None
-    with process.stdout as stdout:
-        try:
-            line = stdout.readline()
-            assert line, log.read_text()
-            yield Running(process, int(line), folder, log)
-        finally:
-            process.terminate()
-            try:
-                process.wait(LONG)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                raise
+    command = [sys.executable, application, loop, folder, *options]
+    with launched(command, log, stdout=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        assert line, log.read_text()
+        yield Running(process, int(line), folder, log)
 
 
 def write(path: Path, content: bytes, when: int = OLD) -> None:

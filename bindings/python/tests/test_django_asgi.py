@@ -10,7 +10,6 @@ import http.client
 import json
 import os
 import re
-import signal
 import socket
 import struct
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 import pytest
 
 import rows
+from launching import serving
 from support import READS, moved, traced, wait_until
 
 OLD = 784111777
@@ -311,30 +311,15 @@ def mark(offset: int) -> bytes:
 def running(directory: Path, http: str, loop: str, application: str = "ours", **environ: str) -> Iterator[Running]:
     """uvicorn or Daphne with the project."""
     log = directory / "-".join(("log", http.replace(":", "."), loop, application, *environ.values()))
-    command = ["uvicorn", "--port", "0", "--http", http, "--loop", loop]
-    if http == "daphne":
-        command = ["daphne", "--bind", "127.0.0.1", "--port", "0"]
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command, f"{application}:application"],
-            cwd=directory,
-            env={**os.environ, **environ},
-            stdout=stderr,
-            stderr=stderr,
-        )
 
-    def port() -> re.Match[str] | None:
-        assert process.poll() is None, log.read_text()
-        return re.search(r"(?:running on http://|Listening on TCP address )127\.0\.0\.1:(\d+)", log.read_text())
+    def command(port: int) -> list[str]:
+        words = ["uvicorn", "--http", http, "--loop", loop]
+        if http == "daphne":
+            words = ["daphne", "--bind", "127.0.0.1"]
+        return [sys.executable, "-m", *words, "--port", str(port), f"{application}:application"]
 
-    try:
-        wait_until(port)
-        found = port()
-        assert found is not None
-        yield Running(process, ("127.0.0.1", int(found[1])), log)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
+    with serving(command, log, "/text", cwd=directory, env={**os.environ, **environ}) as (address, process):
+        yield Running(process, address, log)
 
 
 SERVERS = {

@@ -23,6 +23,7 @@ import pytest
 from h2.connection import H2Connection
 from h2.events import DataReceived, StreamEnded
 
+from launching import launched
 from support import READS, moved, traced, wait_until
 
 OURS = {name: f"sendgate.gunicorn.{name}" for name in ("SyncWorker", "ThreadWorker", "GeventWorker")}
@@ -373,27 +374,16 @@ def running(directory: Path, chdir: Path, worker: str, application: str, *option
         "--worker-tmp-dir", str(directory), "--error-logfile", str(directory / "errors"), "--log-level", "debug",
         "--timeout", "120", "--keep-alive", "60", "--chdir", str(chdir), *options, application,
     ]  # fmt: skip
-    with (directory / "output").open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-    server = Gunicorn(process, directory)
-    try:
+    output = directory / "output"
+    # A master that is told to be quick takes its workers with it.
+    with launched(command, output, stop=signal.SIGQUIT) as process:
+        server = Gunicorn(process, directory)
         wait_until(lambda: process.poll() is not None or "Listening at" in server.log)
         match = re.search(r"Listening at: https?://127\.0\.0\.1:(\d+)", server.log)
-        assert match, server.log + (directory / "output").read_text()
+        assert match, server.log + output.read_text()
         server.port = int(match[1])
         yield server
-    finally:
-        # A master that is told to be quick takes its workers with it.
-        if process.poll() is None:
-            process.send_signal(signal.SIGQUIT)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
-        output_text = (directory / "output").read_text()
-        assert "Traceback" not in output_text, output_text
+    assert "Traceback" not in output.read_text(), output.read_text()
 
 
 # ---- HTTP ----
