@@ -107,6 +107,14 @@ async def compressed(request: web.Request) -> web.StreamResponse:
     return response
 
 
+@routes.get("/chunked/{name}")
+async def chunked(request: web.Request) -> web.StreamResponse:
+    """In chunks, for no reason."""
+    response = FileResponse(FILES / request.match_info["name"])
+    response.enable_chunked_encoding()
+    return response
+
+
 @routes.get("/uncompressed/{name}")
 async def uncompressed(request: web.Request) -> web.StreamResponse:
     """Whatever is beside it."""

@@ -85,6 +85,15 @@ class Client:
             answer.body = self.stream.read(int(answer.fields["content-length"]))
         return answer
 
+    def chunks(self) -> bytes:
+        """Content in chunks, to its end."""
+        body = b""
+        while length := int(self.stream.readline(), 16):
+            body += self.stream.read(length)
+            assert self.stream.readline() == b"\r\n"
+        assert self.stream.readline() == b"\r\n"
+        return body
+
     def reset(self) -> None:
         """Leave, so that the server gets ECONNRESET."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -273,12 +282,7 @@ def test_what_aiohttp_compresses(server: Running) -> None:
         assert (answer.status, answer.fields["content-encoding"]) == (200, "gzip")
         assert (answer.fields["etag"], answer.fields["vary"]) == ("W/" + TAG, "Accept-Encoding")
         assert answer.fields["transfer-encoding"] == "chunked" and "accept-ranges" not in answer.fields
-        body = b""
-        while length := int(client.stream.readline(), 16):
-            body += client.stream.read(length)
-            assert client.stream.readline() == b"\r\n"
-        assert client.stream.readline() == b"\r\n"
-        assert gzip.decompress(body) == CONTENT
+        assert gzip.decompress(client.chunks()) == CONTENT
         for method, fields, status in (("HEAD", (), 200), ("GET", (f"If-None-Match: {TAG}",), 304)):
             client.request("/compressed/plain.txt", "Accept-Encoding: gzip", *fields, method=method)
             answer = client.response(method)
@@ -291,6 +295,23 @@ def test_what_aiohttp_compresses(server: Running) -> None:
         client.request("/compressed/both.txt", "Accept-Encoding: gzip", "Range: bytes=0-9")
         answer = client.response()
         assert (answer.status, answer.fields["content-encoding"]) == (206, "gzip")
+
+
+def test_chunks(server: Running) -> None:
+    """enable_chunked_encoding is heeded, and then there is no Content-Length (RFC 9112 6.2)."""
+    with server.connect() as client:
+        for name, fields, status, body in (
+            ("plain.txt", (), 200, CONTENT),
+            ("plain.txt", ("Range: bytes=10-19",), 206, CONTENT[10:20]),
+            ("plain.txt", ("Range: bytes=99999999-",), 416, b""),
+            ("plain.txt", ("If-None-Match: *",), 304, b""),
+            ("missing", (), 404, b""),
+        ):
+            client.request("/chunked/" + name, *fields)
+            answer = client.head()
+            assert answer.status == status and "content-length" not in answer.fields
+            assert answer.fields.get("transfer-encoding") == (None if status == 304 else "chunked")
+            assert status == 304 or client.chunks() == body
 
 
 def test_fields_of_the_application(server: Running) -> None:

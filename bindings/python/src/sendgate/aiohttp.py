@@ -121,7 +121,8 @@ class FileResponse(web.FileResponse):
                 if status == 500:
                     raise
                 self.set_status(status)
-                self.content_length = 0
+                if not self.chunked:
+                    self.content_length = 0
                 self._forbid_compression()
                 return await web.StreamResponse.prepare(self, request)
             try:
@@ -189,6 +190,9 @@ class FileResponse(web.FileResponse):
         # The bytes of a field are UTF-8 to aiohttp.
         self.headers.extend((name, value.encode("latin-1").decode()) for name, value in decision.fields)
         self.headers.extend(kept)
+        if self.chunked:
+            # RFC 9112 6.2.
+            self.headers.pop(hdrs.CONTENT_LENGTH, None)
         return answer
 
     async def _send(self, request: web.BaseRequest, answer: Answer) -> AbstractStreamWriter | None:
