@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Files", "Protocol", "lent"]
 
-#: Bytes that are handed over at once, if they are in the page cache. Of a path the server has about as many in memory
-#: while a client doesn't read.
-SMALL = 262144
+#: Bytes that are handed over at once, if they are in the page cache. For a client that stalls Granian keeps 700 KiB of
+#: what it reads from a path.
+SMALL = 524288
 #: Seconds in which the server has to begin with reading what is given to it by a pipe.
 _PATIENCE = 10.0
 #: Members of the server's protocol that are used here.
