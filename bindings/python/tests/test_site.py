@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import sendgate
-from sendgate import _site
+from sendgate import _core, _site
 from sendgate._site import CODINGS, Found, Site
 
 OLD = 784111777
@@ -372,6 +372,20 @@ def test_nothing_stays_open(root: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before - 1
     with pytest.raises(ValueError, match="closed"):
         site.find(b"a.txt", None)
+
+
+def test_the_end_of_the_interpreter(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The modules' names may be gone when an application's site and files are collected: that is no error then."""
+    before = len(os.listdir("/proc/self/fd"))
+    site = Site(root)
+    found = site.find(b"a.txt", None)
+    assert found is not None
+    with monkeypatch.context() as end:
+        end.setattr(_site, "os", None)
+        end.setattr(_core, "os", None)
+        found.close()
+        site.close()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("error", [ValueError, FileNotFoundError, PermissionError, KeyError])

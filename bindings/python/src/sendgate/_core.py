@@ -451,6 +451,9 @@ class File:
 
     __slots__ = ("_fd", "_rep", "_tag")
 
+    #: When the interpreter ends, names of modules go before what an application keeps in its own.
+    _close_fd = staticmethod(os.close)
+
     def __init__(self, fd: int, rep: Any, tag: Any) -> None:
         self._fd = fd
         self._rep = rep
@@ -481,7 +484,7 @@ class File:
         """Close the descriptor; again does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            self._close_fd(fd)
 
     def __enter__(self) -> File:
         return self

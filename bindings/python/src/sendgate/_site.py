@@ -261,6 +261,9 @@ class Site:
     root: the folder, opened now. The rest is described at ``sendgate.wsgi.Files``.
     """
 
+    #: When the interpreter ends, names of modules go before what an application keeps in its own.
+    _close_fd = staticmethod(os.close)
+
     def __init__(
         self,
         root: str | os.PathLike[str],
@@ -291,7 +294,7 @@ class Site:
         """Close the folder; again does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            self._close_fd(fd)
 
     def __del__(self) -> None:
         if hasattr(self, "_fd"):
