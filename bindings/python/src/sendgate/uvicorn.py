@@ -375,6 +375,9 @@ class _Answering(_Pending):
 class Protocol:
     """What the protocols share. The other base is uvicorn's."""
 
+    # Not in the dict: with more than 30 entries each connection would have its own keys (CPython's key-sharing).
+    __slots__ = ("_answering", "_fast_path", "_inner", "_last", "fd", "idle_ms", "sending")
+
     #: Seconds in which a client has to take something, or else its connection is closed. uvicorn has no such limit.
     #: For another one make a subclass.
     send_timeout = IDLE
