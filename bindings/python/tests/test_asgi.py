@@ -817,7 +817,7 @@ def test_a_malformed_entity_tag(path: Path, etag: str) -> None:
 
 
 def test_a_content_range_of_the_applications_own(path: Path) -> None:
-    """Then the application has chosen a part, with whatever status, and it is sent as it is."""
+    """With status 200 it can't be told what is a part of what: passed on as it is."""
     field = ("content-range", "bytes 0-9/20")
     for application in (pathsend(path, field), events(*content(DATA), headers=[field, ("etag", '"v"')])):
         reply = get(Conditional(application), range="bytes=0-0", if_none_match="*")

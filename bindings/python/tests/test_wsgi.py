@@ -575,6 +575,15 @@ def test_a_malformed_entity_tag(path: Path, etag: str) -> None:
     assert (reply.code, reply["ETag"], reply.body) == (200, etag, DATA)
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_content_range_of_the_applications_own(path: Path, method: str) -> None:
+    """With status 200 it can't be told what is a part of what: passed on as it is."""
+    field = ("Content-Range", "bytes 0-9/20")
+    for application in (sending(path.open("rb"), field), returning([DATA], field, ("ETag", '"v"'))):
+        reply = get(Conditional(application), method=method, range="bytes=0-0", if_none_match="*")
+        assert (reply.code, reply["Content-Range"], reply.body) == (200, field[1], DATA)
+
+
 def test_a_field_given_twice(path: Path) -> None:
     """Of those that may occur once it makes the answer ambiguous: passed on as it is."""
     fields = ("Expires", "0"), ("Expires", "1")

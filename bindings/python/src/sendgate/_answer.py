@@ -227,9 +227,11 @@ def has_validator(headers: list[tuple[str, str]]) -> bool:
     return not _VALIDATORS.isdisjoint(names(headers))
 
 
-def is_sound(headers: list[tuple[str, str]]) -> bool:
+def is_sound(status: int, headers: list[tuple[str, str]]) -> bool:
     """Whether the library takes these fields. If not, the server gets them as they are, and judges them itself."""
     given = [name.lower() for name, _ in headers]
+    if status == 200 and "content-range" in given:
+        return False  # a part, or all: it can't be told
     if len(set(given)) < len(given) and any(name in _ONCE and given.count(name) > 1 for name in given):
         return False
     return all(_ETAG.fullmatch(value) is not None for name, value in headers if name.lower() == "etag")
@@ -248,11 +250,9 @@ def content_length(headers: list[tuple[str, str]]) -> int | None:
 def may_be_less(method: str, status: int, headers: list[tuple[str, str]]) -> bool:
     """Whether conditions and ranges are to be evaluated of what an application answers.
 
-    What another method has done can't be undone, a front server evaluates them itself, and what has a Content-Range is
-    a part already.
+    What another method has done can't be undone, and a front server evaluates them itself.
     """
-    given = names(headers)
-    return status == 200 and method in SAFE and HANDS_OVER.isdisjoint(given) and "content-range" not in given
+    return status == 200 and method in SAFE and HANDS_OVER.isdisjoint(names(headers))
 
 
 def is_whole(method: str, headers: list[tuple[str, str]], length: int) -> bool:

@@ -597,7 +597,7 @@ class _Gateway:
             held is not None
             and not held.get("trailers")
             and may_be_less(self._scope["method"], held["status"], fields)
-            and is_sound(fields)
+            and is_sound(held["status"], fields)
         )
 
     def _request(self) -> Request:

@@ -125,7 +125,8 @@ def _answer(response: Any, scope: Scope) -> Answer | None:
         return None
     headers = list(response.items())
     headers += [("Set-Cookie", cookie.OutputString()) for cookie in response.cookies.values()]
-    if not is_sound(headers):
+    status = response.status_code
+    if not is_sound(status, headers):
         return None
     content_length(headers)  # one that is none is an error
     request = Request.from_scope(scope, has_body=False)

@@ -299,7 +299,7 @@ class Gateway:
             return result if type(result) is Answer else None
         status, headers = self._given
         code = int(status[:3])
-        if not is_sound(headers):
+        if not is_sound(code, headers):
             return None
         if type(result) is Answer:
             # A middleware has seen the head, and may have changed it.
