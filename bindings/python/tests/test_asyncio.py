@@ -31,7 +31,7 @@ import uvloop
 import rows
 import sendgate
 import sendgate.asyncio
-from sendgate import Connection, Request, Result, Sender
+from sendgate import Completion, Connection, Request, Result, Sender
 from support import Pipe, library_threads, split, tcp_pair, wait_until
 
 BIG = 8 << 20  # more than a socket's buffers hold
@@ -938,6 +938,39 @@ def test_room_is_waited_for(run: Run, tmp_path: Path) -> None:
                 await each.close()
             for number, data in enumerate(await asyncio.gather(*reading)):
                 assert number == 5 or split(data)[2] == path.read_bytes()
+
+    run(main())
+
+
+def test_what_fails_at_the_end_of_a_response_fails_alone(run: Run, tmp_path: Path) -> None:
+    """A server's own method, say: the others in flight are told all the same."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(2_000_000))  # more than leaves at once
+
+    class Failing(sendgate.asyncio._Pending):
+        def ended(self, completion: Completion) -> None:
+            raise ValueError("not mine")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        errors: list[Any] = []
+        loop.set_exception_handler(lambda _, context: errors.append(context["exception"]))
+        async with Streams() as bad, Streams() as good:
+            with Sender() as sender:
+                hub = sendgate.asyncio._hub(loop, sender)
+                sock = bad.writer.get_extra_info("socket")
+                assert sender.submit(sock, None, path, token=Failing(hub))
+                hub.watch(loop, sender)
+                answer = asyncio.ensure_future(sendgate.asyncio.respond(good.writer, None, path, sender=sender))
+                reading = [asyncio.ensure_future(asyncio.to_thread(read_all, each.client)) for each in (bad, good)]
+                assert (await answer).body_sent == 2_000_000
+                while not errors:
+                    await asyncio.sleep(0)
+                assert [type(error) for error in errors] == [ValueError]
+            for each in (bad, good):
+                await each.close()
+            for data in await asyncio.gather(*reading):
+                assert split(data)[2] == path.read_bytes()
 
     run(main())
 

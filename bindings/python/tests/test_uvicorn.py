@@ -222,6 +222,19 @@ def test_the_extensions_are_offered(server: Server) -> None:
     assert extensions["http.response.zerocopysend"] == {}
 
 
+@pytest.mark.parametrize(
+    ("protocol", "offered"), [("sendgate.uvicorn:H11", False), ("uvicorn_application:Offering", True)]
+)
+def test_zerocopysend_is_not_offered_where_it_gets_lost(
+    contents: Path, tmp_path: Path, protocol: str, offered: bool
+) -> None:
+    """Starlette's middleware doesn't pass it on. Whoever knows better makes a subclass."""
+    with running(contents, tmp_path / "log", protocol, "asyncio", "beside_starlette") as server:
+        extensions = server.state()["extensions"]
+        assert ("http.response.zerocopysend" in extensions) is offered
+        assert "http.response.pathsend" in extensions
+
+
 def test_nothing_is_offered_over_tls(contents: Path, tmp_path: Path) -> None:
     """What is written past the TLS transport would leave in the clear. The content is right all the same."""
     subprocess.run(
@@ -700,6 +713,13 @@ def test_files_in_any_order_and_in_any_pieces(site: Server) -> None:
                 client.sock.sendall(data[index : index + 1])
             got = client.answer()
             assert got[0] == status and content in (None, got[2])
+
+
+def test_files_for_a_client_of_long_ago(site: Server) -> None:
+    """uvicorn closes after an answer to HTTP/1.0, also if it is asked not to."""
+    with site.connect() as client:
+        client.send("/a.bin", "Connection: keep-alive", version="1.0")
+        assert client.rest().endswith(site.contents["a.bin"])
 
 
 def test_slow_clients_of_files(site: Server) -> None:

@@ -131,10 +131,21 @@ async def _zerocopysend(name: str, how: str, keys: dict[str, Any], send: Any) ->
             assert file.tell() == seek
 
 
+#: Protocols of one's own, which uvicorn finds here by name.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "Copying": {"copy": True},
+    "Impatient": {"send_timeout": 0.3},
+    "Offering": {"zerocopysend": True},
+}
+
+
 def __getattr__(name: str) -> Any:
-    # Protocols of one's own, which uvicorn finds here by name.
-    if name not in ("Copying", "Impatient"):
+    if name == "beside_starlette":
+        import starlette.middleware.base  # noqa: F401 - it is there
+
+        return application
+    if name not in PROTOCOLS:
         raise AttributeError(name)
     from sendgate.uvicorn import HttpTools
 
-    return type(name, (HttpTools,), {"copy": True} if name == "Copying" else {"send_timeout": 0.3})
+    return type(name, (HttpTools,), PROTOCOLS[name])

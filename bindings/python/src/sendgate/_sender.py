@@ -272,8 +272,8 @@ class Sender:
 class _Reused:
     """Submits one response after the other with structs that are made once. For one thread; nothing is kept of one.
 
-    What differs is for the caller to set. idle_ms: see the sink. It doesn't refer to a sender, so that who keeps one for
-    each sender keeps no sender alive.
+    What differs is for the caller to set. idle_ms: see the sink. It doesn't refer to a sender, so that who keeps one
+    for each sender keeps no sender alive.
     """
 
     __slots__ = ("_id", "exchange", "rep", "result", "sink")

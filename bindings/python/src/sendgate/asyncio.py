@@ -203,10 +203,19 @@ class _Hub:
             # Another hub's tasks were destroyed with their loop.
             if isinstance(pending, _Pending) and pending.hub is self:
                 self.in_flight -= 1
-                pending.ended(completion)
+                self._tell(pending, completion)
         loop = self.loop()
         if self.in_flight == 0 and loop is not None:
             loop.remove_reader(sender.fileno())
+
+    def _tell(self, pending: _Pending, completion: Completion) -> None:
+        """Say so. What goes wrong in one of a server's own methods is nothing to the others."""
+        try:
+            pending.ended(completion)
+        except Exception as error:
+            loop = self.loop()
+            if loop is not None:
+                loop.call_exception_handler({"message": "Error at the end of a response", "exception": error})
 
     def watch(self, loop: asyncio.AbstractEventLoop, sender: Sender) -> None:
         """One more is in flight."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -50,6 +51,9 @@ ZEROCOPYSEND = "http.response.zerocopysend"
 
 #: Without waiting for the other end of a FIFO.
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+#: Middleware that passes on pathsend, and answers 500 to zerocopysend, or drops it.
+_LOSES_ZEROCOPYSEND = frozenset(("starlette.middleware.base", "starlette.middleware.gzip"))
 
 #: The versions that have what is used.
 WORKS_WITH = "0.36 to 0.54"
@@ -351,9 +355,9 @@ class _Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Offer the extensions."""
-        scope["extensions"] = {
-            **scope.get("extensions", {}), PATHSEND: {"ranges": True}, ZEROCOPYSEND: {}, BODY: {},
-        }  # fmt: skip
+        extensions = scope["extensions"] = {**scope.get("extensions", {}), PATHSEND: {"ranges": True}, BODY: {}}
+        if self._protocol.offers_zerocopysend():
+            extensions[ZEROCOPYSEND] = {}
         # What it returns, which should be None, uvicorn complains about.
         return await self._application(scope, receive, _Sender(self._protocol, send))
 
@@ -383,6 +387,8 @@ class Protocol:
     send_timeout = IDLE
     #: Whether files go through memory: for file systems on which sendfile doesn't work.
     copy = False
+    #: Whether zerocopysend is offered. None: unless there is middleware that loses it. It always can be sent.
+    zerocopysend: bool | None = None
 
     loop: asyncio.AbstractEventLoop
     app: Any
@@ -418,6 +424,11 @@ class Protocol:
             self.fd = sock.fileno()
             self.idle_ms = _milliseconds(self.send_timeout, "send_timeout")
             self._fast_path = self._make_fast_path()
+
+    def offers_zerocopysend(self) -> bool:
+        """Whether it will get here. ServeStatic prefers it to pathsend, and nothing tells it what is in between."""
+        offers = self.zerocopysend
+        return sys.modules.keys().isdisjoint(_LOSES_ZEROCOPYSEND) if offers is None else offers
 
     def data_received(self, data: bytes) -> None:
         """asyncio's."""
@@ -479,6 +490,9 @@ class Protocol:
             return False
         if self.access_log and b"\nx-forwarded-for:" in data.lower():
             # Who asks is for uvicorn to find out.
+            return False
+        if b" HTTP/1.0\r\n" in data:
+            # uvicorn never keeps such a connection, even if it is asked to.
             return False
         hub = _hub(self.loop, fast_path.sender)
         try:
