@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +16,8 @@ import pytest
 
 import rows
 from asked import ASKED, check_all
-from support import wait_until
+from launching import serving
+from support import READS, moved, traced, wait_until
 
 OLD = 784111777
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
@@ -163,16 +162,15 @@ if __name__ == "__main__":
     class Server(ThreadingMixIn, WSGIServer):
         daemon_threads = True
 
-    with make_server("127.0.0.1", 0, application, Server) as server:
-        print(f"http://127.0.0.1:{server.server_port}", file=sys.stderr, flush=True)
-        server.serve_forever()
+    make_server("127.0.0.1", int(sys.argv[1]), application, Server).serve_forever()
 '''
 
 SERVERS = {
-    "sendgate.gunicorn": ["-m", "gunicorn", "-k", "sendgate.gunicorn.ThreadWorker"],
-    "gunicorn": ["-m", "gunicorn", "-k", "gthread"],
-    "wsgiref": ["application.py"],
+    "sendgate.gunicorn": "-m gunicorn -k sendgate.gunicorn.ThreadWorker",
+    "gunicorn": "-m gunicorn -k gthread",
+    "wsgiref": "application.py {port}",
 }
+GUNICORN = " --bind 127.0.0.1:{port} --threads 4 --no-control-socket --worker-tmp-dir . application:application"
 
 
 @dataclass
@@ -202,27 +200,15 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     os.utime(files / "file.bin", (OLD, OLD))
     (files / "inside").symlink_to("file.bin")
     (files / "outside").symlink_to("../application.py")
-    command = [sys.executable, *SERVERS[request.param]]
-    if "gunicorn" in command:
-        options = ["--bind", "127.0.0.1:0", "--threads", "4", "--no-control-socket", "--worker-tmp-dir", str(directory)]
-        command += [*options, "application:application"]
-    with subprocess.Popen(command, cwd=directory, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        try:
-            lines = []
-            for line in process.stderr:
-                lines.append(line)
-                if match := re.search(r"http://127\.0\.0\.1:(\d+)", line):
-                    break
-            else:
-                raise AssertionError("".join(lines))
-            # What it says from now on must not fill the pipe.
-            drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
-            yield Running(process, ("127.0.0.1", int(match[1])))
-        finally:
-            process.terminate()
-            process.wait(60)
-            drain.wait(60)
+    words = SERVERS[request.param]
+    if "gunicorn" in words:
+        words += GUNICORN
+
+    def command(port: int) -> list[str]:
+        return [sys.executable, *words.format(port=port).split()]
+
+    with serving(command, directory / "log", "/django/text", cwd=directory) as (address, process):
+        yield Running(process, address)
 
 
 # ---- Flask ----
@@ -331,25 +317,12 @@ def test_whitenoise_alone(server: Running) -> None:
 @pytest.mark.parametrize("target", ["/white/file.bin", "/middleware/file.bin", "/flask/file", "/django/file"])
 @pytest.mark.parametrize("server", ["sendgate.gunicorn"], indirect=True)
 def test_ranges_leave_by_sendfile(server: Running, tmp_path: Path, target: str) -> None:
-    """On a server of ours nothing of the file is read by Python (seen by strace)."""
-    strace = shutil.which("strace")
-    if strace is None:
-        pytest.skip("strace is not installed (Debian: apt-get install strace)")
-    output = tmp_path / "calls"
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    command = [strace, "-f", "-y", "-o", str(output), "-e", "trace=sendfile,read,pread64"]
-    for child in children:
-        command += ["-p", child]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
-        assert tracer.stderr is not None
-        try:
-            first = tracer.stderr.readline()
-            if "attached" not in first:
-                pytest.skip(f"strace can't attach: {first.strip()}")
-            assert server.get(target, Range="bytes=1000-60999").body == CONTENT[1000:61000]
-        finally:
-            tracer.terminate()
-            tracer.communicate()
-    calls = [line for line in output.read_text().splitlines() if "/file.bin>" in line]
-    assert any("sendfile(" in call for call in calls), calls
-    assert not [call for call in calls if "read(" in call or "pread64(" in call], calls
+    """On a server of ours nothing of the file is read, but for single bytes that tell whether it is in memory (seen by
+    strace).
+    """
+    (worker,) = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    trace = tmp_path / "calls"
+    with traced(int(worker), f"sendfile,{READS}", trace):
+        assert server.get(target, Range="bytes=1000-60999").body == CONTENT[1000:61000]
+    assert moved(trace, "sendfile", "file.bin") == 60_000
+    assert moved(trace, f"(?:{READS.replace(',', '|')})", "file.bin") < 100
