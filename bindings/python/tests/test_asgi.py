@@ -251,7 +251,7 @@ def content(*blocks: bytes) -> list[Message]:
         ({"if_match": '"x"'}, 412, b""),
         ({"range": "bytes=256000-"}, 416, b""),
     ],
-    ids=str,
+    ids=["whole", "part", "large part", "parts", "not modified", "precondition failed", "out of range"],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_file_response(
