@@ -138,7 +138,6 @@ def _answer(response: Any, scope: Scope) -> Answer | None:
         return None
     file, offset, length = content
     length = limited(headers, length, lambda text: _logger.warning("%s: %s", scope["path"], text))
-    status = response.status_code
     if may_be_less(scope["method"], status, headers):
         return conditional(request, headers, file, offset, length, wrapper.close, {})
     return as_given(request, status, headers, file, offset, length, wrapper.close)
