@@ -23,6 +23,7 @@ import trio
 import rows
 import sendgate
 from sendgate.asgi import BODY, Body, Conditional, FileResponse, Files, Protocol
+from sendgate.wsgi import Conditional as WSGIConditional
 from sendgate.wsgi import Protocol as WSGIProtocol
 
 OLD = 784111777
@@ -787,6 +788,13 @@ def test_what_is_handed_to_a_front_server_is_left_alone() -> None:
     application = events(*content(b""), headers=[("X-Accel-Redirect", "/x"), ("ETag", '"v"')])
     reply = get(Conditional(application), if_match='"x"', range="bytes=5-")
     assert (reply.code, reply["X-Accel-Redirect"]) == (200, "/x")
+
+
+@pytest.mark.parametrize("made", [Conditional, WSGIConditional, FileResponse])
+def test_an_argument_that_does_not_exist(made: Any) -> None:
+    """It is said at once, and not with the first file that is sent."""
+    with pytest.raises(TypeError, match=f"{made.__name__} got an unexpected keyword argument 'hidden'"):
+        made(fallback, hidden=True)
 
 
 def test_options(path: Path) -> None:

@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,6 +88,17 @@ only_ours = pytest.mark.parametrize("server", [server for server in SERVERS if s
 DROP_INS = (
     "/ours/file", "/ours/static/file.bin", "/ours/html/file.bin", "/ours/one/", "/fastapi/ours", "/fastapi/returned",
 )  # fmt: skip
+
+
+def test_an_argument_that_does_not_exist() -> None:
+    """It is said at once, as Starlette does, and not with the first file that is sent."""
+    from sendgate.starlette import FileResponse, StaticFiles
+
+    arguments: Any = {"show_index": True}
+    with pytest.raises(TypeError, match="FileResponse got an unexpected keyword argument 'show_index'"):
+        FileResponse("file", **arguments)
+    with pytest.raises(TypeError, match="StaticFiles got an unexpected keyword argument 'show_index'"):
+        StaticFiles(directory="/", **arguments)
 
 
 @pytest.mark.parametrize("target", DROP_INS)

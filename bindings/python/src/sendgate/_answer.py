@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +31,12 @@ from ._core import (
     _rep,
     _take,
 )
-from ._types import Decision, HeadForm, Rule
+from ._types import Decision, ExchangeArguments, HeadForm, Rule
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ._types import ExchangeArguments, FileArg, Header, Headers, Text
+    from ._types import FileArg, Header, Headers, Text
 
 #: Bytes per item for those who iterate.
 CHUNK = 65536
@@ -60,6 +60,13 @@ _ONCE = frozenset(
 )  # fmt: skip
 #: RFC 9110 8.8.3.
 _ETAG = re.compile(r'[ \t]*(W/)?"[!#-~\x80-\xff]*"[ \t]*')
+
+
+def check_names(owner: str, given: Iterable[str], known: Collection[str] = ExchangeArguments.__annotations__) -> None:
+    """TypeError for an argument that doesn't exist: when it is given, and not with the first file that is sent."""
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{owner} got an unexpected keyword argument {name!r}")
 
 
 def reason(status: int) -> str:

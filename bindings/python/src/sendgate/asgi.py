@@ -25,6 +25,7 @@ from ._answer import (
     CHUNK,
     SAFE,
     Answer,
+    check_names,
     conditional,
     has_validator,
     is_sound,
@@ -237,6 +238,7 @@ class FileResponse:
     """
 
     def __init__(self, file: FileArg, **arguments: Unpack[ExchangeArguments]) -> None:
+        check_names("FileResponse", arguments)
         self.file = file
         self.arguments = arguments
         if isinstance(file, (str, os.PathLike)) and arguments.get("content_type") is None:
@@ -405,6 +407,7 @@ class Conditional:
         hide: bool | Callable[[Scope], bool] = False,
         **arguments: Unpack[ExchangeArguments],
     ) -> None:
+        check_names("Conditional", arguments)
         self.application = application
         self._hide = hide
         self._arguments = arguments

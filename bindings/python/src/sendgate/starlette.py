@@ -20,7 +20,7 @@ from starlette import responses, staticfiles
 from starlette.exceptions import HTTPException
 
 from ._adapters import check_hooks
-from ._answer import SAFE, Answer, as_given, conditional, open_file
+from ._answer import SAFE, Answer, as_given, check_names, conditional, open_file
 from ._core import File, Request, open_beneath
 from ._errors import NotRegularError
 from ._site import NOT_FOUND
@@ -84,6 +84,7 @@ class FileResponse(responses.FileResponse):
         content_disposition_type: str = "attachment",
         **arguments: Unpack[FileArguments],
     ) -> None:
+        check_names("FileResponse", arguments, FileArguments.__annotations__)
         self._file = None if isinstance(path, (str, os.PathLike)) else path
         name: Any = path if self._file is None else getattr(path, "name", "")
         super().__init__(
@@ -195,6 +196,7 @@ class StaticFiles(staticfiles.StaticFiles):
         follow_symlink: bool = False,
         **arguments: Unpack[FileArguments],
     ) -> None:
+        check_names("StaticFiles", arguments, FileArguments.__annotations__)
         super().__init__(
             directory=directory, packages=packages, html=html, check_dir=check_dir, follow_symlink=follow_symlink
         )

@@ -24,6 +24,7 @@ from ._answer import (
     Answer,
     Begun,
     as_given,
+    check_names,
     conditional,
     content_length,
     has_validator,
@@ -483,6 +484,7 @@ class Conditional:
         self.application = application
         self._hide = hide
         self._front = front
+        check_names("Conditional", arguments)
         self._arguments = arguments
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
