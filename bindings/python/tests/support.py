@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -87,6 +89,86 @@ def split(response: bytes) -> tuple[int, dict[str, str], bytes]:
     return int(lines[0].split(" ")[1]), fields, body
 
 
+def request(target: str, *fields: str, method: str = "GET", version: str = "1.1") -> bytes:
+    """The head of a request."""
+    lines = [f"{method} {target} HTTP/{version}", "Host: localhost", *fields]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+@dataclasses.dataclass
+class Answer:
+    """A response that was read from a connection: its fields by lower-case name."""
+
+    status: int
+    fields: dict[str, str]
+    body: bytes = b""
+
+
+class Client:
+    """One connection. A context manager."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._stream = sock.makefile("rb")
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave."""
+        self._stream.close()
+        self.sock.close()
+
+    def reset(self) -> None:
+        """Leave, so that the server gets ECONNRESET."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
+
+    def request(self, target: str, *fields: str, method: str = "GET", version: str = "1.1") -> None:
+        """Send one."""
+        self.sock.sendall(request(target, *fields, method=method, version=version))
+
+    def head(self) -> Answer:
+        """The head of the next response."""
+        lines = []
+        while (line := self._stream.readline()) not in (b"\r\n", b""):
+            lines.append(line.decode("latin-1").rstrip("\r\n"))
+        assert line, f"closed after {lines}"
+        fields = dict(line.split(": ", 1) for line in lines[1:])
+        return Answer(int(lines[0].split(" ")[1]), {name.lower(): value for name, value in fields.items()})
+
+    def response(self, method: str = "GET") -> Answer:
+        """The next response, which has a Content-Length."""
+        answer = self.head()
+        if method != "HEAD" and answer.status != 304:
+            answer.body = self.read(int(answer.fields["content-length"]))
+        return answer
+
+    def chunks(self) -> bytes:
+        """Content in chunks, to its end."""
+        body = b""
+        while size := int(self._stream.readline(), 16):
+            body += self._stream.read(size)
+            assert self._stream.readline() == b"\r\n"
+        assert self._stream.readline() == b"\r\n"
+        return body
+
+    def read(self, count: int) -> bytes:
+        """So many bytes, or fewer if the connection ends before."""
+        return self._stream.read(count)
+
+    def rest(self, reset: bool = False) -> bytes:
+        """All up to the end of the connection, which may be a reset if that is said."""
+        blocks = []
+        with contextlib.suppress(ConnectionResetError) if reset else contextlib.nullcontext():
+            while block := self._stream.read1(1 << 20):
+                blocks.append(block)
+        return b"".join(blocks)
+
+
 class Server:
     """A ``python -m sendgate`` in its own process."""
 
@@ -113,8 +195,7 @@ class Server:
 
     def get(self, target: str, *fields: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
         """One request, one answer."""
-        lines = [f"{method} {target} HTTP/1.1", "Host: localhost", "Connection: close", *fields]
-        return split(self.raw(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")))
+        return split(self.raw(request(target, "Connection: close", *fields, method=method)))
 
 
 @contextlib.contextmanager

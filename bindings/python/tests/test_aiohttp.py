@@ -14,7 +14,6 @@ import re
 import signal
 import socket
 import ssl
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ import pytest
 import rows
 from launching import launched
 from served_rows import SOCKET_ROWS, answers, as_served, complaints
-from support import READS, moved, traced, wait_until
+from support import READS, Client, moved, traced, wait_until
 
 pytest.importorskip("aiohttp", reason="aiohttp is not installed: bindings/python/requirements-dev.txt")
 
@@ -39,66 +38,6 @@ CONTENT = rows.content(0, 100_000)
 TAG = f'"{OLD * 10**9:x}-{len(CONTENT):x}"'
 TEXT = CONTENT[:1000] * 100  # can be compressed
 BIG = rows.content(0, 24 << 20)  # more than a socket's buffers hold
-
-
-@dataclasses.dataclass
-class Answer:
-    """A response that was read from a connection."""
-
-    status: int
-    fields: dict[str, str]
-    body: bytes = b""
-
-
-class Client:
-    """One connection. A context manager."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.stream = sock.makefile("rb")
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stream.close()
-        self.sock.close()
-
-    def request(self, target: str, *fields: str, method: str = "GET", version: str = "HTTP/1.1") -> None:
-        """Send one."""
-        lines = [f"{method} {target} {version}", "Host: localhost", *fields]
-        self.sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-
-    def head(self) -> Answer:
-        """The head of the next response."""
-        lines = []
-        while (line := self.stream.readline()) not in (b"\r\n", b""):
-            lines.append(line.decode("latin-1").rstrip("\r\n"))
-        assert line, f"closed after {lines}"
-        fields = dict(line.split(": ", 1) for line in lines[1:])
-        return Answer(int(lines[0].split(" ")[1]), {name.lower(): value for name, value in fields.items()})
-
-    def response(self, method: str = "GET") -> Answer:
-        """The next response."""
-        answer = self.head()
-        if method != "HEAD" and answer.status != 304:
-            answer.body = self.stream.read(int(answer.fields["content-length"]))
-        return answer
-
-    def chunks(self) -> bytes:
-        """Content in chunks, to its end."""
-        body = b""
-        while length := int(self.stream.readline(), 16):
-            body += self.stream.read(length)
-            assert self.stream.readline() == b"\r\n"
-        assert self.stream.readline() == b"\r\n"
-        return body
-
-    def reset(self) -> None:
-        """Leave, so that the server gets ECONNRESET."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.stream.close()
-        self.sock.close()
 
 
 @dataclasses.dataclass
@@ -390,7 +329,7 @@ def test_handlers_that_send_it_themselves(server: Running) -> None:
     with server.connect() as client:
         client.request("/raises")
         assert client.response().body == CONTENT
-        assert client.stream.read() == b""
+        assert client.rest() == b""
     wait_until(lambda: "FieldError" in server.log and "after the response" in server.log)
 
 
@@ -500,9 +439,9 @@ def test_pipelined(server: Running) -> None:
 def test_http10(server: Running) -> None:
     """It ends with the response, or stays if the client wants that; and so with Connection: close."""
     for version, field, stays in (
-        ("HTTP/1.0", "X: y", False),
-        ("HTTP/1.0", "Connection: keep-alive", True),
-        ("HTTP/1.1", "Connection: close", False),
+        ("1.0", "X: y", False),
+        ("1.0", "Connection: keep-alive", True),
+        ("1.1", "Connection: close", False),
     ):
         with server.connect() as client:
             client.request("/file/plain.txt", field, version=version)
@@ -511,7 +450,7 @@ def test_http10(server: Running) -> None:
             if stays:
                 client.request("/file/plain.txt", version=version)
                 assert client.response().body == CONTENT
-            assert client.stream.read() == b""
+            assert client.rest() == b""
 
 
 def test_a_slow_client_holds_up_nobody(server: Running) -> None:
@@ -524,7 +463,7 @@ def test_a_slow_client_holds_up_nobody(server: Running) -> None:
         for _ in range(20):
             assert server.get("/file/plain.txt").body == CONTENT
         for client in slow:
-            assert client.stream.read(len(BIG)) == BIG
+            assert client.read(len(BIG)) == BIG
             client.request("/hello")
             assert client.response().body == b"hello"
 
@@ -536,7 +475,7 @@ def test_clients_that_leave(folder: Path, tmp_path: Path, loop: str, options: tu
     with running(loop, folder, tmp_path / "log", *options) as server:
         with server.connect() as client:
             server.count_idle(client)
-        for leave in (Client.reset, lambda client: client.__exit__()):
+        for leave in (Client.reset, Client.close):
             clients = [server.connect(receive_buffer=8192) for _ in range(4)]
             for client in clients:
                 client.request("/file/big")
@@ -555,7 +494,7 @@ def test_a_client_that_takes_nothing(server: Running) -> None:
         client.head()
         wait_until(lambda: "GET /small-limits/big HTTP/1.1 200 " in server.log)
         sent = int(server.log.split("GET /small-limits/big HTTP/1.1 200 ")[-1].split("\n")[0])
-        got = client.stream.read()
+        got = client.rest()
         assert 0 < len(got) <= sent < len(BIG) and got == BIG[: len(got)]
     wait_until(server.is_idle)
 
@@ -566,7 +505,7 @@ def test_a_client_that_has_said_all(server: Running) -> None:
         client.request("/file/big")
         client.head()
         client.sock.shutdown(socket.SHUT_WR)
-        assert client.stream.read() == BIG
+        assert client.rest() == BIG
     wait_until(server.is_idle)
 
 
@@ -576,7 +515,7 @@ def test_a_handler_that_is_cancelled(server: Running) -> None:
         client.request("/hurried/big")
         client.head()
         wait_until(lambda: "the handler was cancelled" in server.log)
-        got = client.stream.read()
+        got = client.rest()
         assert len(got) < len(BIG) and got == BIG[: len(got)]
     wait_until(server.is_idle)
 
@@ -600,7 +539,7 @@ def test_a_file_that_becomes_shorter(server: Running) -> None:
             client.request("/file/shrinks")
             client.head()
             os.truncate(path, 4096)
-            assert len(client.stream.read()) < len(BIG)
+            assert len(client.rest()) < len(BIG)
         wait_until(lambda: "TruncatedError" in server.log)
     finally:
         path.unlink()
@@ -616,13 +555,13 @@ def test_a_graceful_stop(folder: Path, tmp_path: Path, loop: str) -> None:
 
         def refused() -> bool:
             try:
-                server.connect().__exit__()
+                server.connect().close()
             except ConnectionRefusedError:
                 return True
             return False
 
         wait_until(refused)
-        assert client.stream.read() == BIG
+        assert client.rest() == BIG
         assert server.process.wait(LONG) == 0
     assert "Traceback" not in server.log
 
