@@ -818,12 +818,12 @@ def test_a_validator_inside(path: Path) -> None:
     assert reply.code == 304
 
 
-@pytest.mark.parametrize("fields", [[("X-A", "a\r\nb")], [("X A", "b")], [("Content-Range", "bytes 0-0/1")]])
-def test_refused_fields(path: Path, fields: list[tuple[str, str]]) -> None:
+@pytest.mark.parametrize("field", [("X-A", "a\r\nb"), ("X A", "b")])
+def test_refused_fields(path: Path, field: tuple[str, str]) -> None:
     """What would split the response never gets to the server, and the file is closed."""
     file = Closing(path.open("rb"))
     with pytest.raises(sendgate.FieldError):
-        call(Conditional(sending(file, *fields)), checked=False)
+        call(Conditional(sending(file, field)), checked=False)
     assert file.closed == 1
 
 
