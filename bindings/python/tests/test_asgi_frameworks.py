@@ -4,6 +4,7 @@ sendgate.starlette. The applications are in ``starlette_application``.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import dataclasses
 import gzip
@@ -99,6 +100,28 @@ def test_an_argument_that_does_not_exist() -> None:
         FileResponse("file", **arguments)
     with pytest.raises(TypeError, match="StaticFiles got an unexpected keyword argument 'show_index'"):
         StaticFiles(directory="/", **arguments)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(1, 200), (2, 206), (100, 206)])
+def test_max_ranges_of_a_derived_class(tmp_path: Path, limit: int, expected: int) -> None:
+    """As Starlette has it, whose own is 100: that is more than the library takes, and no error."""
+    from sendgate.starlette import FileResponse
+
+    class Derived(FileResponse):
+        max_ranges = limit
+
+    (tmp_path / "file").write_bytes(CONTENT)
+    heads: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        heads.extend([message["status"]] if "status" in message else [])
+
+    scope = {"type": "http", "method": "GET", "headers": [(b"range", b"bytes=0-0,2-2")]}
+    asyncio.run(Derived(tmp_path / "file")(scope, receive, send))
+    assert heads == [expected]
 
 
 @pytest.mark.parametrize("target", DROP_INS)

@@ -41,6 +41,10 @@ check_hooks("sendgate.starlette", responses.FileResponse, "__call__", "init_head
 check_hooks("sendgate.starlette", staticfiles.StaticFiles, "file_response", "get_response", "lookup_path")
 
 
+#: The most that the library takes. Starlette's own has 100.
+_MAX_RANGES = 64
+
+
 class FileArguments(TypedDict, total=False):
     """What ``sendgate.respond`` takes besides what Starlette has an argument for."""
 
@@ -70,7 +74,7 @@ class FileResponse(responses.FileResponse):
     RuntimeError, before anything was sent: the file doesn't exist, or isn't a regular one.
     """
 
-    max_ranges = 64
+    max_ranges = _MAX_RANGES
 
     def __init__(
         self,
@@ -98,7 +102,7 @@ class FileResponse(responses.FileResponse):
             stat_result,
             content_disposition_type,
         )
-        given: Any = {"max_ranges": self.max_ranges, **arguments}
+        given: Any = {"max_ranges": min(self.max_ranges, _MAX_RANGES), **arguments}
         self._arguments: ExchangeArguments = given
 
     def set_stat_headers(self, stat_result: os.stat_result) -> None:
