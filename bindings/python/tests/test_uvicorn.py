@@ -27,7 +27,9 @@ import uvicorn
 
 import sendgate.asgi
 import sendgate.uvicorn
-from support import traced, wait_until
+import support
+from launching import launched
+from support import request, traced, wait_until
 
 HERE = Path(__file__).resolve().parent
 OLD = 1_600_000_000
@@ -64,8 +66,8 @@ class Server:
     def ask(self, target: str, *fields: str, method: str = "GET", version: str = "1.1") -> tuple[bytes, bytes]:
         """One request on a connection of its own: head and body, up to the end of the connection."""
         with self.connect() as client:
-            client.send(target, "Connection: close", *fields, method=method, version=version)
-            head, _, body = client.rest().partition(b"\r\n\r\n")
+            client.request(target, "Connection: close", *fields, method=method, version=version)
+            head, _, body = client.rest(reset=True).partition(b"\r\n\r\n")
             return head, body
 
     def state(self) -> dict[str, Any]:
@@ -78,64 +80,18 @@ class Server:
         return self.process.wait(60)
 
 
-class Client:
-    """A client that reads byte for byte what is there."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self._stream = sock.makefile("rb")
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Leave."""
-        self._stream.close()
-        self.sock.close()
-
-    def send(self, target: str, *fields: str, method: str = "GET", version: str = "1.1") -> None:
-        """A request."""
-        self.sock.sendall(request(target, *fields, method=method, version=version))
+class Client(support.Client):
+    """One whose answers are framed by whatever the application and uvicorn have chosen."""
 
     def answer(self, head_only: bool = False) -> tuple[int, dict[str, str], bytes]:
-        """The next answer: status, fields, content."""
-        lines = []
-        while (line := self._stream.readline().rstrip(b"\r\n")) or not lines:
-            assert line, "the connection is closed"
-            lines.append(line.decode("latin-1"))
-        fields = dict(line.lower().split(": ", 1) for line in lines[1:])
-        status = int(lines[0].split(" ")[1])
-        if head_only or status in (204, 304):
-            return status, fields, b""
-        if fields.get("transfer-encoding") == "chunked":
-            content = b""
-            while size := int(self._stream.readline(), 16):
-                content += self._stream.read(size)
-                assert self._stream.readline() == b"\r\n"
-            assert self._stream.readline() == b"\r\n"
-            return status, fields, content
-        return status, fields, self._stream.read(int(fields["content-length"]))
-
-    def read(self, count: int) -> bytes:
-        """So many bytes."""
-        return self._stream.read(count)
-
-    def rest(self) -> bytes:
-        """All up to the end of the connection, a reset included."""
-        data = b""
-        with contextlib.suppress(ConnectionResetError):
-            while block := self._stream.read1(1 << 20):
-                data += block
-        return data
-
-
-def request(target: str, *fields: str, method: str = "GET", version: str = "1.1") -> bytes:
-    """The head of a request."""
-    lines = [f"{method} {target} HTTP/{version}", "Host: localhost", *fields]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        """The next answer: status, fields in lower case, content."""
+        answer = self.head()
+        fields = {name: value.lower() for name, value in answer.fields.items()}
+        content = b""
+        if not head_only and answer.status not in (204, 304):
+            chunked = fields.get("transfer-encoding") == "chunked"
+            content = self.chunks() if chunked else self.read(int(fields["content-length"]))
+        return answer.status, fields, content
 
 
 def script(*events: list[Any]) -> str:
@@ -164,26 +120,21 @@ def running(
     *options: str,
 ) -> Iterator[Server]:
     """Run it until the end, and see that it stops as uvicorn does."""
-    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener, log.open("wb") as output:
+    environment = {**os.environ, "SENDGATE_TEST_FILES": str(folder), "PYTHONPATH": path_with(HERE)}
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+        fd = listener.fileno()
         command = [
-            sys.executable, "-m", "uvicorn", "--fd", str(listener.fileno()), "--http", protocol, "--loop", loop,
+            sys.executable, "-m", "uvicorn", "--fd", str(fd), "--http", protocol, "--loop", loop,
             "--timeout-keep-alive", "60", *options, f"uvicorn_application:{application}",
         ]  # fmt: skip
-        environment = {**os.environ, "SENDGATE_TEST_FILES": str(folder), "PYTHONPATH": path_with(HERE)}
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, pass_fds=[listener.fileno()], env=environment, cwd=folder
-        )
-        address = listener.getsockname()
-    try:
-        server = Server(process, address, log, folder)
-        # Answered when it listens, or refused when it has ended.
-        server.ask("/state")
-        yield server
-        if process.poll() is None:
-            assert server.stop() in (0, -signal.SIGTERM), server.log
-    finally:
-        process.kill()
-        process.wait()
+        with launched(command, log, stop=signal.SIGKILL, pass_fds=[fd], env=environment, cwd=folder) as process:
+            server = Server(process, listener.getsockname(), log, folder)
+            listener.close()
+            # Answered when it listens, or refused when it has ended.
+            server.ask("/state")
+            yield server
+            if process.poll() is None:
+                assert server.stop() in (0, -signal.SIGTERM), server.log
 
 
 def path_with(directory: Path) -> str:
@@ -375,7 +326,7 @@ def test_a_connection_goes_on(server: Server) -> None:
         expected.append(b"hello")
     with server.connect() as client:
         for target, content in zip(targets, expected):
-            client.send(target)
+            client.request(target)
             assert client.answer()[2] == content
         client.sock.sendall(b"".join(map(request, targets)))
         for content in expected:
@@ -398,7 +349,7 @@ def test_who_reads_slowly_gets_all_of_it_and_holds_up_nobody(server: Server) -> 
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(server.connect(4096)) for _ in range(8)]
         for client in slow:
-            client.send(target)
+            client.request(target)
         for _ in range(3):
             assert server.ask(target)[1] == content
         for client in slow:
@@ -411,7 +362,7 @@ def test_what_is_in_the_transports_buffer_goes_first(server: Server) -> None:
     name = f"begun-{os.urandom(4).hex()}"
     events: list[list[Any]] = [["start", 200, []], *[["read", "c.bin", 0, 3 << 20, True]], ["touch", name]]
     with server.connect(4096) as client:
-        client.send(script(*events, ["zerocopysend", "c.bin", "int", {"more_body": True}], ["body", "end", False]))
+        client.request(script(*events, ["zerocopysend", "c.bin", "int", {"more_body": True}], ["body", "end", False]))
         wait_until((server.folder / name).exists)
         assert client.answer()[2] == content + content + b"end"
 
@@ -424,10 +375,10 @@ def test_a_client_that_leaves(server: Server) -> None:
     )
     for how in ("reset", "close"):
         with server.connect(4096) as client:
-            client.send(target)
+            client.request(target)
             client.read(10)
             if how == "reset":
-                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                client.reset()
         # The application isn't told by an exception: as with uvicorn's own events.
         wait_until((server.folder / "left").exists)
         (server.folder / "left").unlink()
@@ -443,10 +394,10 @@ def test_a_file_that_becomes_shorter_ends_the_connection(server: Server, tmp_pat
     path.write_bytes(bytes(64 << 20))
     target = script(["start", 200, [["content-length", str(64 << 20)], *VALIDATORS]], ["pathsend", str(path), {}])
     with server.connect(4096) as client:
-        client.send(target)
+        client.request(target)
         client.read(1000)
         os.truncate(path, 1 << 20)
-        rest = client.rest()
+        rest = client.rest(reset=True)
         assert len(rest) < 64 << 20
     assert "TruncatedError" in server.log[len(log) :]
 
@@ -467,7 +418,7 @@ def test_what_cant_be_sent_is_an_error_before_the_head(server: Server, tmp_path:
     ):
         log = server.log
         with server.connect() as client:
-            client.send(script(head, event))
+            client.request(script(head, event))
             assert client.answer()[0] == 500, event
         assert said in server.log[len(log) :], event
 
@@ -490,16 +441,16 @@ def test_nothing_follows_a_part_of_a_file(server: Server, huge: str, headers: st
     cancelled = [["begin", file], ["await", name], ["cancel"]]
     events = cancelled if how == "cancelled" else [["swallow"], file]
     with server.connect(4096) as client:
-        client.send(script(["start", 200, fields], *events, ["body", "" if fields else "end", False]))
+        client.request(script(["start", 200, fields], *events, ["body", "" if fields else "end", False]))
         # Would be answered behind a whole one.
-        client.send("/state", "Connection: close")
+        client.request("/state", "Connection: close")
         head = client.read(1000)
         assert head.startswith(b"HTTP/1.1 200 ")
         if how == "cancelled":
             (server.folder / name).touch()
         else:
             os.truncate(huge, 1 << 20)
-        rest = client.rest()
+        rest = client.rest(reset=True)
         assert len(rest) < 64 << 20
         assert rest.strip(b"\0") == b""
 
@@ -509,7 +460,7 @@ def test_what_is_sent_at_the_same_time_waits_for_the_file(server: Server, huge: 
     name = f"go-{os.urandom(4).hex()}"
     file = ["zerocopysend", huge, "int", {"more_body": True}]
     with server.connect() as client:
-        client.send(script(["start", 200, []], ["begin", file], ["await", name], ["body", "end", False], ["join"]))
+        client.request(script(["start", 200, []], ["begin", file], ["await", name], ["body", "end", False], ["join"]))
         # Of the file, too.
         size, _, begun = client.read(1000).partition(b"\r\n\r\n")[2].partition(b"\r\n")
         (server.folder / name).touch()
@@ -523,17 +474,17 @@ def test_what_uvicorn_answers_at_once_does_not_get_into_a_file(server: Server, h
     """The file is completed, and the connection closed."""
     target = script(["start", 200, [["content-length", str(64 << 20)], *VALIDATORS]], ["pathsend", huge, {}])
     with server.connect() as client:
-        client.send(target)
+        client.request(target)
         begun = client.read(1000).partition(b"\r\n\r\n")[2]
         if what == "garbage":
             client.sock.sendall(b"\1\2\3\r\n\r\n")
         else:
             key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
-            client.send("/state", "Upgrade: websocket", "Connection: Upgrade", key, "Sec-WebSocket-Version: 13")
+            client.request("/state", "Upgrade: websocket", "Connection: Upgrade", key, "Sec-WebSocket-Version: 13")
         # Nobody sees when the server has read it; but what comes later is for a connection that knows no more.
         server.state()
         assert client.read((64 << 20) - len(begun)).strip(b"\0") == b""
-        assert b"200 OK" not in client.rest()
+        assert b"200 OK" not in client.rest(reset=True)
 
 
 def test_a_head_that_is_held_back_is_the_applications_message(server: Server) -> None:
@@ -574,9 +525,9 @@ def test_what_an_application_returns_is_complained_about(server: Server) -> None
 def test_a_file_that_grows_is_sent_as_announced(server: Server) -> None:
     """A log that is being written, say."""
     with server.connect() as client:
-        client.send(script(["start", 200, [["content-length", "900"], *VALIDATORS]], ["pathsend", "a.bin", {}]))
+        client.request(script(["start", 200, [["content-length", "900"], *VALIDATORS]], ["pathsend", "a.bin", {}]))
         assert client.answer()[2] == server.contents["a.bin"][:900]
-        client.send("/state")
+        client.request("/state")
         assert client.answer()[0] == 200
 
 
@@ -599,7 +550,7 @@ def test_a_head_is_held_back_only_for_a_files_sake(server: Server) -> None:
     """Who sends a head without validators, and content later, has the head at once."""
     name = f"go-{os.urandom(4).hex()}"
     with server.connect() as client:
-        client.send(script(["start", 200, [["content-length", "2"]]], ["await", name], ["body", "ab", False]))
+        client.request(script(["start", 200, [["content-length", "2"]]], ["await", name], ["body", "ab", False]))
         line = client.read(len(b"HTTP/1.1 200 OK"))
         assert line == b"HTTP/1.1 200 OK"
         (server.folder / name).touch()
@@ -635,10 +586,10 @@ def test_small_files_leave_with_their_head_and_large_ones_by_sendfile(
             url = events if target == "pathsend" else f"/{name}"
             with server.connect() as client:
                 # What is only done once is done.
-                client.send(url)
+                client.request(url)
                 client.answer()
                 with traced(server.process.pid, calls, tmp_path / "calls"):
-                    client.send(url)
+                    client.request(url)
                     assert client.answer()[2] == server.contents[name]
                 seen = traced_lines(tmp_path / "calls")
             opened = [line for line in seen if name in line]
@@ -718,8 +669,8 @@ def test_files_in_any_order_and_in_any_pieces(site: Server) -> None:
 def test_files_for_a_client_of_long_ago(site: Server) -> None:
     """uvicorn closes after an answer to HTTP/1.0, also if it is asked not to."""
     with site.connect() as client:
-        client.send("/a.bin", "Connection: keep-alive", version="1.0")
-        assert client.rest().endswith(site.contents["a.bin"])
+        client.request("/a.bin", "Connection: keep-alive", version="1.0")
+        assert client.rest(reset=True).endswith(site.contents["a.bin"])
 
 
 def test_slow_clients_of_files(site: Server) -> None:
@@ -744,7 +695,7 @@ def test_clients_of_files_that_leave(site: Server) -> None:
     before = len(list(descriptors.iterdir()))
     for _ in range(5):
         with site.connect(4096) as client:
-            client.send("/c.bin")
+            client.request("/c.bin")
             client.read(10)
     wait_until(lambda: len(list(descriptors.iterdir())) <= before)
     assert "Traceback" not in site.log
@@ -762,14 +713,14 @@ def test_a_server_that_stops_completes_its_responses(
     target = script(["start", 200, [["content-length", str(3 << 20)], *VALIDATORS]], ["pathsend", "c.bin", {}])
     with running(contents, tmp_path / "log", f"sendgate.uvicorn:{protocol}", loop, application) as server:
         with server.connect(4096) as client, server.connect() as idle:
-            idle.send("/state")
+            idle.request("/state")
             idle.answer()
-            client.send(target if application == "application" else "/c.bin")
+            client.request(target if application == "application" else "/c.bin")
             first = client.read(1000)
             server.process.send_signal(signal.SIGTERM)
             wait_until(lambda: "Shutting down" in server.log)
-            assert idle.rest() == b""
-            body = (first + client.rest()).partition(b"\r\n\r\n")[2]
+            assert idle.rest(reset=True) == b""
+            body = (first + client.rest(reset=True)).partition(b"\r\n\r\n")[2]
             assert body == server.contents["c.bin"]
         assert server.process.wait(60) in (0, -signal.SIGTERM)
         assert "Traceback" not in server.log
@@ -782,10 +733,10 @@ def test_a_server_that_has_no_time_cuts_them_short(contents: Path, tmp_path: Pat
     options = ("--timeout-graceful-shutdown", "1")
     made = running(contents, tmp_path / "log", "sendgate.uvicorn:HttpTools", "asyncio", application, *options)
     with made as server, server.connect(4096) as client:
-        client.send(target if application == "application" else "/c.bin")
+        client.request(target if application == "application" else "/c.bin")
         client.read(10)
         assert server.stop() in (0, -signal.SIGTERM)
-        assert len(client.rest()) < 3 << 20
+        assert len(client.rest(reset=True)) < 3 << 20
 
 
 def test_an_idle_connection_is_closed_in_time(contents: Path, tmp_path: Path) -> None:
@@ -794,10 +745,10 @@ def test_an_idle_connection_is_closed_in_time(contents: Path, tmp_path: Path) ->
         contents, tmp_path / "log", "sendgate.uvicorn:HttpTools", "asyncio", "files", "--timeout-keep-alive", "1"
     )
     with made as server, server.connect() as client, server.connect(4096) as slow:
-        slow.send("/c.bin")
-        client.send("/a.bin")
+        slow.request("/c.bin")
+        client.request("/a.bin")
         client.answer()
-        assert client.rest() == b""
+        assert client.rest(reset=True) == b""
         assert slow.answer()[2] == server.contents["c.bin"]
 
 
@@ -809,7 +760,7 @@ def test_requests_are_counted(contents: Path, tmp_path: Path) -> None:
     with made as server:
         with server.connect() as client:
             for _ in range(10):
-                client.send("/a.bin")
+                client.request("/a.bin")
                 client.answer()
         assert server.process.wait(60) == 0
         assert "Maximum request limit of 10 exceeded" in server.log
@@ -821,7 +772,7 @@ def test_a_client_that_takes_nothing_loses_its_connection(contents: Path, tmp_pa
     target = script(["start", 200, [["content-length", str(3 << 20)], *VALIDATORS]], ["pathsend", "c.bin", {}])
     made = running(contents, tmp_path / "log", "uvicorn_application:Impatient", "asyncio", application)
     with made as server, server.connect(4096) as client:
-        client.send(target if application == "application" else "/c.bin")
+        client.request(target if application == "application" else "/c.bin")
         descriptors = Path(f"/proc/{server.process.pid}/fd")
 
         def is_open() -> bool:
@@ -829,7 +780,7 @@ def test_a_client_that_takes_nothing_loses_its_connection(contents: Path, tmp_pa
 
         wait_until(is_open)
         wait_until(lambda: not is_open())
-        assert len(client.rest()) < 3 << 20
+        assert len(client.rest(reset=True)) < 3 << 20
 
 
 def link(path: Path) -> str:
@@ -989,7 +940,7 @@ def ask_in_thread(address: Any, target: str) -> tuple[int, dict[str, str], bytes
     """One request on a connection of its own."""
     with socket.create_connection(address, 60) as sock:
         client = Client(sock)
-        client.send(target)
+        client.request(target)
         with client:
             return client.answer()
 
