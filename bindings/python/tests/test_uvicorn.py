@@ -37,6 +37,8 @@ KINDS = [("HttpTools", "asyncio"), ("HttpTools", "uvloop"), ("H11", "asyncio"), 
 #: A file's fields, by which the head waits for the file.
 VALIDATORS = [["last-modified", "Sun, 13 Sep 2020 12:26:40 GMT"], ["etag", '"x"']]
 SIZES = {"empty.bin": 0, "a.bin": 1000, "b.bin": 65536, "c.bin": 3 << 20}
+#: More than the buffers of a connection ever take (tcp_wmem, 4 MiB), so that a client that reads nothing is noticed.
+HUGE, HUGE_SIZE = "huge.bin", 64 << 20
 
 
 class Server:
@@ -107,6 +109,8 @@ def contents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, size in SIZES.items():
         (folder / name).write_bytes(source.randbytes(size))
         os.utime(folder / name, (OLD, OLD))
+    with (folder / HUGE).open("wb") as file:
+        file.truncate(HUGE_SIZE)
     return folder
 
 
@@ -732,14 +736,14 @@ def test_a_server_that_stops_completes_its_responses(
 @pytest.mark.parametrize("application", ["application", "files"])
 def test_a_server_that_has_no_time_cuts_them_short(contents: Path, tmp_path: Path, application: str) -> None:
     """--timeout-graceful-shutdown: nobody waits for a client that takes nothing."""
-    target = script(["start", 200, [["content-length", str(3 << 20)], *VALIDATORS]], ["pathsend", "c.bin", {}])
+    target = script(["start", 200, [["content-length", str(HUGE_SIZE)], *VALIDATORS]], ["pathsend", HUGE, {}])
     options = ("--timeout-graceful-shutdown", "1")
     made = running(contents, tmp_path / "log", "sendgate.uvicorn:HttpTools", "asyncio", application, *options)
     with made as server, server.connect(4096) as client:
-        client.request(target if application == "application" else "/c.bin")
+        client.request(target if application == "application" else f"/{HUGE}")
         client.read(10)
         assert server.stop() in (0, -signal.SIGTERM)
-        assert len(client.rest(reset=True)) < 3 << 20
+        assert len(client.rest(reset=True)) < HUGE_SIZE
 
 
 def test_an_idle_connection_is_closed_in_time(contents: Path, tmp_path: Path) -> None:
@@ -772,18 +776,18 @@ def test_requests_are_counted(contents: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("application", ["application", "files"])
 def test_a_client_that_takes_nothing_loses_its_connection(contents: Path, tmp_path: Path, application: str) -> None:
     """After send_timeout seconds, which is for a subclass to choose."""
-    target = script(["start", 200, [["content-length", str(3 << 20)], *VALIDATORS]], ["pathsend", "c.bin", {}])
+    target = script(["start", 200, [["content-length", str(HUGE_SIZE)], *VALIDATORS]], ["pathsend", HUGE, {}])
     made = running(contents, tmp_path / "log", "uvicorn_application:Impatient", "asyncio", application)
     with made as server, server.connect(4096) as client:
-        client.request(target if application == "application" else "/c.bin")
+        client.request(target if application == "application" else f"/{HUGE}")
         descriptors = Path(f"/proc/{server.process.pid}/fd")
 
         def is_open() -> bool:
-            return any("c.bin" in link(each) for each in descriptors.iterdir())
+            return any(HUGE in link(each) for each in descriptors.iterdir())
 
         wait_until(is_open)
         wait_until(lambda: not is_open())
-        assert len(client.rest(reset=True)) < 3 << 20
+        assert len(client.rest(reset=True)) < HUGE_SIZE
 
 
 def link(path: Path) -> str:
