@@ -66,11 +66,12 @@ def start(name: str, kind: str, runner: str, data: Path, cpus: set[int]) -> Serv
             raise Unavailable(f"{needed} is not installed: run `make bench-peers`")
     begin = start_inherited
     if server == "granian":
-        begin = start_on_port  # it takes no socket
+        begin = start_on_port  # takes no socket
         command = [python, "-m", "granian", "--interface", "rsgi", "--port", "{port}", "--loop", how]
         command += ["--log-level", "warning"]
     elif server == "uvicorn":
-        command = [python, "-m", "uvicorn", "--fd", "{fd}", "--http", how, "--loop", "uvloop"]
+        begin = start_on_port  # of a socket that it is given it believes that it is a UNIX one, and sets no TCP_NODELAY
+        command = [python, "-m", "uvicorn", "--port", "{port}", "--http", how, "--loop", "uvloop"]
         command += ["--no-access-log", "--log-level", "warning"]
     else:
         command = [python, "-m", "gunicorn", "-b", "fd://{fd}", "-k", how, "--threads", "4", "--keep-alive", "60"]
