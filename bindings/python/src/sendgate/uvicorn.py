@@ -52,9 +52,6 @@ ZEROCOPYSEND = "http.response.zerocopysend"
 #: Without waiting for the other end of a FIFO.
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
-#: Middleware that passes on pathsend, and answers 500 to zerocopysend, or drops it.
-_LOSES_ZEROCOPYSEND = frozenset(("starlette.middleware.base", "starlette.middleware.gzip"))
-
 #: The versions that have what is used.
 WORKS_WITH = "0.36 to 0.54"
 
@@ -111,32 +108,40 @@ async def _nothing() -> None:
 class _Sender:
     """The send of one request. Not a coroutine function itself, so that what is uvicorn's own costs no more."""
 
-    __slots__ = ("_bodiless", "_cycle", "_held", "_protocol", "_send", "_turn")
+    #: The head of a response that may be a file's: it leaves with what comes next.
+    _held: Message | None = None
+    #: Of the head that was sent last.
+    _status: Any = None
+    #: Once there was a file: what is sent at the same time waits until all of it has left.
+    _turn: asyncio.Lock | None = None
 
     def __init__(self, protocol: Protocol, send: Send) -> None:
         self._protocol = protocol
         #: uvicorn's.
         self._send = send
-        self._cycle: Any = send.__self__  # type: ignore[attr-defined]
-        #: The head of a response that may be a file's: it leaves with what comes next.
-        self._held: Message | None = None
-        #: Whether nothing may follow the head (RFC 9110 6.4.1).
-        self._bodiless = self._cycle.scope["method"] == "HEAD"
-        #: Once there was a file: what is sent at the same time waits until all of it has left.
-        self._turn: asyncio.Lock | None = None
+
+    @property
+    def _cycle(self) -> Any:
+        """uvicorn's request and response."""
+        return self._send.__self__  # type: ignore[attr-defined]
 
     def __call__(self, message: Message) -> Awaitable[None]:
         """ASGI's send."""
         kind = message["type"]
-        if kind == START and self._held is None and not self._cycle.response_started:
-            # The application may use the message again, and its headers may be a generator.
-            message = {**message, "headers": list(message.get("headers", ()))}
-            if message["status"] in (204, 304):
-                self._bodiless = True
-            if _may_be_a_file(message):
-                self._held = message
+        if kind == CONTENT and self._held is None and self._turn is None:
+            return self._send(message)
+        if kind == START and self._held is None:
+            headers = message.get("headers", ())
+            if type(headers) is not list:
+                # It may be a generator.
+                headers = list(headers)
+                message = {**message, "headers": headers}
+            self._status = message.get("status")
+            if _may_be_a_file(headers) and not self._cycle.response_started:
+                # The application may use the message again.
+                self._held = {**message, "headers": headers.copy()}
                 return _nothing()
-        if kind in (PATHSEND, ZEROCOPYSEND):
+        elif kind in (PATHSEND, ZEROCOPYSEND):
             self._turn = self._turn or asyncio.Lock()
             return self._file(message, self._turn)
         if self._turn is not None:
@@ -167,7 +172,8 @@ class _Sender:
             if self._cycle.disconnected:
                 return
             more = message["type"] == ZEROCOPYSEND and message.get("more_body", False)
-            if self._bodiless:
+            # Nothing may follow the head then (RFC 9110 6.4.1).
+            if self._cycle.scope["method"] == "HEAD" or self._status in (204, 304):
                 if held is not None:
                     await self._send(held)
             else:
@@ -239,10 +245,10 @@ class _Sender:
         raise RuntimeError("uvicorn waits before it writes")
 
 
-def _may_be_a_file(message: Message) -> bool:
+def _may_be_a_file(headers: list[Any]) -> bool:
     """Whether it is the head of a response whose length is known, and that tells one version from another."""
-    names = {name for name, _ in message["headers"]}
-    return b"content-length" in names and not names.isdisjoint((b"etag", b"last-modified", b"accept-ranges"))
+    names = [header[0] for header in headers]
+    return b"content-length" in names and (b"etag" in names or b"last-modified" in names or b"accept-ranges" in names)
 
 
 def _announced(message: Message) -> int:
@@ -344,6 +350,10 @@ def _short(there: int, announced: int) -> RuntimeError:
 _reused: WeakKeyDictionary[Sender, _Reused] = WeakKeyDictionary()
 
 
+_WITHOUT_ZEROCOPYSEND: dict[str, dict[str, bool]] = {PATHSEND: {"ranges": True}, BODY: {}}
+_EXTENSIONS: dict[str, dict[str, bool]] = {**_WITHOUT_ZEROCOPYSEND, ZEROCOPYSEND: {}}
+
+
 class _Application:
     """Stands between a connection and its application."""
 
@@ -353,13 +363,14 @@ class _Application:
         self._protocol = protocol
         self._application = application
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Offer the extensions."""
-        extensions = scope["extensions"] = {**scope.get("extensions", {}), PATHSEND: {"ranges": True}, BODY: {}}
-        if self._protocol.offers_zerocopysend():
-            extensions[ZEROCOPYSEND] = {}
-        # What it returns, which should be None, uvicorn complains about.
-        return await self._application(scope, receive, _Sender(self._protocol, send))
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Offer the extensions. Not a coroutine function itself, so that it costs no more than it must."""
+        offers, modules = self._protocol.zerocopysend, sys.modules
+        if offers is None:
+            offers = "starlette.middleware.base" not in modules and "starlette.middleware.gzip" not in modules
+        offered = _EXTENSIONS if offers else _WITHOUT_ZEROCOPYSEND
+        scope["extensions"] = {**scope["extensions"], **offered} if "extensions" in scope else offered.copy()
+        return self._application(scope, receive, _Sender(self._protocol, send))
 
 
 class _Answering(_Pending):
@@ -387,7 +398,8 @@ class Protocol:
     send_timeout = IDLE
     #: Whether files go through memory: for file systems on which sendfile doesn't work.
     copy = False
-    #: Whether zerocopysend is offered. None: unless there is middleware that loses it. It always can be sent.
+    #: Whether zerocopysend is offered. It always can be sent. None: unless Starlette's middleware is there, which
+    #: passes on pathsend, but answers 500 to zerocopysend or drops it; and ServeStatic prefers what is lost then.
     zerocopysend: bool | None = None
 
     loop: asyncio.AbstractEventLoop
@@ -424,11 +436,6 @@ class Protocol:
             self.fd = sock.fileno()
             self.idle_ms = _milliseconds(self.send_timeout, "send_timeout")
             self._fast_path = self._make_fast_path()
-
-    def offers_zerocopysend(self) -> bool:
-        """Whether it will get here. ServeStatic prefers it to pathsend, and nothing tells it what is in between."""
-        offers = self.zerocopysend
-        return sys.modules.keys().isdisjoint(_LOSES_ZEROCOPYSEND) if offers is None else offers
 
     def data_received(self, data: bytes) -> None:
         """asyncio's."""
