@@ -70,7 +70,17 @@ class FileChangedError(SendgateError):
 
 
 class TruncatedError(FileChangedError):
-    """The file became shorter than the length announced: close the connection, so that the client notices."""
+    """The file became shorter than the length announced, or content that is produced has ended before it: close the
+    connection, so that the client notices.
+    """
+
+
+class ExcessError(SendgateError):
+    """More content was produced than was announced: close the connection. What is too much wasn't sent."""
+
+
+class FrozenError(SendgateError, RuntimeError):
+    """A change of a frozen field, or of frozen content, was refused: everything is as it was."""
 
 
 class IOFailedError(SendgateError, OSError):
@@ -121,3 +131,24 @@ class OutOfMemoryError(SendgateError, MemoryError):
 
 class InternalError(SendgateError, RuntimeError):
     """A bug in the library, contained, or a library that doesn't fit this package."""
+
+
+# What this package refuses by itself, as the library would. The numbers are those of sendgate.h.
+
+
+def truncated(announced: int, taken: int) -> TruncatedError:
+    """Content has ended too early."""
+    message = f"the content has ended after {taken} bytes, and {announced} were announced"
+    return TruncatedError(message, status=-9, name="SENDGATE_ERR_TRUNCATED")
+
+
+def excess(announced: int) -> ExcessError:
+    """There is too much content."""
+    return ExcessError(
+        f"there is more content than the {announced} bytes that were announced", status=-21, name="SENDGATE_ERR_EXCESS"
+    )
+
+
+def frozen(what: str) -> FrozenError:
+    """Something was to be changed that must not be."""
+    return FrozenError(f"{what} is frozen", status=-20, name="SENDGATE_ERR_FROZEN")
