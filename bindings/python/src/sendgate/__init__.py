@@ -51,6 +51,7 @@ from ._errors import (
     TruncatedError,
     UnsupportedError,
 )
+from ._headers import Headers
 from ._receive import BufferPool, recv_file, recv_into
 from ._sender import Sender
 from ._types import Completion, Connection, Decision, HeadForm, Result, Rule, Step
@@ -70,6 +71,7 @@ __all__ = [
     "ForkedError",
     "FrozenError",
     "HeadForm",
+    "Headers",
     "IOFailedError",
     "IncompleteError",
     "InternalError",

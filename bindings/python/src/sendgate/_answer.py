@@ -31,6 +31,8 @@ from ._core import (
     _rep,
     _take,
 )
+from ._headers import Headers as _HeaderList
+from ._headers import rows as _rows
 from ._types import Decision, ExchangeArguments, HeadForm, Rule
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ def reason(status: int) -> str:
 
 def with_own(given: Any, own: tuple[Header, ...]) -> tuple[Any, ...]:
     """The application's fields and the server's own, such as Server, where the application doesn't say that itself."""
+    given = _rows(given)
     names = {name.lower() for name, *_ in given}
     return (*given, *(field for field in own if field[0].lower() not in names))
 
@@ -378,6 +381,8 @@ _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAM
 
 
 def _pairs(headers: Headers) -> list[Any]:
+    if isinstance(headers, _HeaderList):
+        return list(headers.rows())
     pairs: Any = headers.items() if hasattr(headers, "items") else headers
     return [(name, value) for name, value in pairs]
 

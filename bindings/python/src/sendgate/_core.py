@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 from sendgate._native import ffi, lib
 
 from . import _errors
+from ._headers import Headers as _HeaderList
+from ._headers import rows as _rows
 from ._types import (
     Connection,
     Decision,
@@ -641,9 +643,9 @@ class _Source:
 
 def _headers(headers: Headers, extra: list[tuple[bytes, bytes, int]], keep: list[Any]) -> tuple[Any, int]:
     """An array of sendgate_header, and its length."""
-    pairs: Any = headers.items() if hasattr(headers, "items") else headers
-    rows = [(*header, Rule.OVERRIDE) if len(header) == 2 else header for header in pairs]
-    rows += extra
+    rows = [(*header, Rule.OVERRIDE) if len(header) == 2 else header for header in _rows(headers)]
+    if extra and not (isinstance(headers, _HeaderList) and headers.is_frozen(extra[0][0])):
+        rows += extra
     if not rows:
         return _NULL, 0
     array = ffi.new("sendgate_header[]", len(rows))

@@ -149,6 +149,11 @@ def excess(announced: int) -> ExcessError:
     )
 
 
+def bad_field(message: str) -> FieldError:
+    """A field can't be sent."""
+    return FieldError(message, status=-4, name="SENDGATE_ERR_FIELD")
+
+
 def frozen(what: str) -> FrozenError:
     """Something was to be changed that must not be."""
     return FrozenError(f"{what} is frozen", status=-20, name="SENDGATE_ERR_FROZEN")
