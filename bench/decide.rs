@@ -19,6 +19,7 @@ fn exchange<'a>(request: Request<'a>, headers: &'a [Header<'a>; 1]) -> Exchange<
             etag: Some(ETAG),
             etag_from_mtime: true,
             content_type: Some(b"application/octet-stream"),
+            ..Representation::default()
         },
         headers,
         now: 1_700_000_000,

@@ -113,6 +113,12 @@ extern "C" {
 #define SENDGATE_REP_MEMORY 1
 
 /**
+ * The representation is produced by the caller while it is sent: for sendgate_stream_start, and to
+ * decide. length is that of all of it.
+ */
+#define SENDGATE_REP_STREAM 2
+
+/**
  * mtime and mtime_nsec are set.
  */
 #define SENDGATE_REP_HAS_MTIME 1
@@ -133,6 +139,18 @@ extern "C" {
  * fstat before each step, and SENDGATE_ERR_CHANGED if size or modification time differ.
  */
 #define SENDGATE_REP_CHECK 8
+
+/**
+ * STREAM: nobody knows how long it will be; length is 0. It is sent in chunks, or to HTTP/1.0 up
+ * to the end of the connection.
+ */
+#define SENDGATE_REP_UNSIZED 16
+
+/**
+ * STREAM: the caller can produce any part of it, so ranges are answered. Not with
+ * SENDGATE_REP_UNSIZED.
+ */
+#define SENDGATE_REP_SEEKABLE 32
 
 /**
  * Enough for every entity tag that sendgate_rep_from_fd makes.
@@ -183,6 +201,27 @@ extern "C" {
 #define SENDGATE_HEAD_CLOSE 1
 
 /**
+ * No content follows, and no length is told: 204, 304, and HEAD of a stream of unknown length.
+ */
+#define SENDGATE_FRAMING_NONE 0
+
+/**
+ * Content-Length tells where the content ends (RFC 9112 6.2).
+ */
+#define SENDGATE_FRAMING_LENGTH 1
+
+/**
+ * Transfer-Encoding: chunked (RFC 9112 7.1): a stream of unknown length.
+ */
+#define SENDGATE_FRAMING_CHUNKED 2
+
+/**
+ * The content ends with the connection, or for SENDGATE_HEAD_CGI with the response: a stream of
+ * unknown length to a client that speaks HTTP/1.0, or behind a front server.
+ */
+#define SENDGATE_FRAMING_CLOSE 3
+
+/**
  * The host ignores or handles SIGPIPE: saves asking the kernel before each sendfile.
  */
 #define SENDGATE_SINK_SIGPIPE_IGNORED 1
@@ -195,6 +234,9 @@ extern "C" {
  * system can't tell what is in the page cache (overlayfs, network file systems), up to 16 KiB are
  * read, from wherever they are. Memory is taken to be there: for a mapping of a file that is not,
  * the calling thread waits. Not for a write function.
+ *
+ * For sendgate_stream_start: its calls don't wait. SENDGATE_WANT_WRITE says that the rest has to be
+ * written once the socket is writable; timeouts are then the caller's.
  */
 #define SENDGATE_SINK_TRY_NOW 2
 
@@ -226,6 +268,18 @@ extern "C" {
 #define SENDGATE_SOURCE_TRY_NOW 1
 
 /**
+ * The fields of a response, while several parties have a say in them: a list for
+ * sendgate_exchange.headers, in which fields can be frozen. A frozen field is sent as it was when it
+ * was frozen; one that was absent then stays absent, and the library's own of that name isn't sent
+ * either. What tries to change it gets SENDGATE_ERR_FROZEN, which a caller may ignore: the list is
+ * as it was.
+ *
+ * Names are compared without case. Names and values are copied. Used by one thread at a time.
+ * Freed by sendgate_headers_free.
+ */
+typedef struct sendgate_headers sendgate_headers;
+
+/**
  * Sends responses on one thread of its own, any number at once, so that no thread of yours waits
  * for a slow client. Freed by sendgate_sender_free.
  *
@@ -242,6 +296,13 @@ extern "C" {
  * mapping of a file is not looked at in this way.)
  */
 typedef struct sendgate_sender sendgate_sender;
+
+/**
+ * A response whose content is produced while it is sent. Make one per connection, and for each
+ * request start it, write each piece as soon as there is one, and end it. A response that was begun
+ * and is not ended is cut short: close its connection, which is how the client notices. Used by one thread at a time. Freed by sendgate_stream_free.
+ */
+typedef struct sendgate_stream sendgate_stream;
 
 /**
  * A response in progress, for a caller with an event loop. Make one per connection, and for each
@@ -350,7 +411,7 @@ typedef struct sendgate_rep {
      */
     size_t size;
     /**
-     * SENDGATE_REP_FILE or SENDGATE_REP_MEMORY.
+     * SENDGATE_REP_FILE, _MEMORY or _STREAM.
      */
     uint32_t kind;
     /**
@@ -502,17 +563,25 @@ typedef struct sendgate_decision {
      */
     uint32_t keep_alive;
     /**
-     * Announced length in bytes, multipart framing included; 0 for 304.
+     * Announced length in bytes, multipart framing included; 0 for 304, and if it isn't known.
      */
     uint64_t content_length;
     /**
-     * Bytes after the head; 0 for HEAD, 304, 412 and 416.
+     * Bytes after the head; 0 for HEAD, 304, 412 and 416, and if their number isn't known.
      */
     uint64_t body_length;
     /**
      * 0 unless 206; 2 or more means multipart/byteranges.
      */
     size_t n_ranges;
+    /**
+     * SENDGATE_FRAMING_.
+     */
+    uint32_t framing;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
 } sendgate_decision;
 
 /**
@@ -618,7 +687,7 @@ typedef sendgate_status (*sendgate_write_fn)(void *user,
  *
  * Times and rates count bytes as the peer takes them: those that wait in the socket's own buffer
  * are not progress, and a slow client that takes some of them has not stalled. They hold for
- * sendgate_respond and sendgate_sender_submit; a caller that steps keeps its own. What a peer takes
+ * sendgate_respond, sendgate_sender_submit and sendgate_stream; a caller that steps keeps its own. What a peer takes
  * is seen in pieces of up to 64 KiB (UNIX sockets, loopback) or of a segment: idle_timeout_ms has
  * to be long enough for some of them, and so has min_rate times idle_timeout_ms to be large enough.
  */
@@ -690,11 +759,11 @@ typedef struct sendgate_result {
      */
     uint64_t head_sent;
     /**
-     * Bytes after the head that were sent.
+     * Bytes after the head that were sent, the framing of chunks excluded.
      */
     uint64_t body_sent;
     /**
-     * Bytes after the head, all of them.
+     * Bytes after the head, all of them. Of a stream of unknown length 0, until it is complete.
      */
     uint64_t body_length;
 } sendgate_result;
@@ -802,7 +871,7 @@ typedef struct sendgate_completion {
 #define SENDGATE_YIELD 3
 
 /**
- * sendgate_sender_take: nothing has finished.
+ * sendgate_sender_take: nothing has finished. sendgate_headers_get: there is no such line.
  */
 #define SENDGATE_EMPTY 4
 
@@ -853,7 +922,7 @@ typedef struct sendgate_completion {
 #define SENDGATE_ERR_TIMEOUT -8
 
 /**
- * The file became shorter than the length announced.
+ * The file, or the content of a sendgate_stream, was shorter than the length announced.
  */
 #define SENDGATE_ERR_TRUNCATED -9
 
@@ -908,6 +977,16 @@ typedef struct sendgate_completion {
  * sendgate_receive: the peer has ended before all that was asked for had come.
  */
 #define SENDGATE_ERR_INCOMPLETE -19
+
+/**
+ * sendgate_headers: the field is frozen, and was not changed.
+ */
+#define SENDGATE_ERR_FROZEN -20
+
+/**
+ * sendgate_stream: more content than was announced.
+ */
+#define SENDGATE_ERR_EXCESS -21
 
 /**
  * The loaded library: major << 16 | minor << 8 | patch.
@@ -1019,6 +1098,72 @@ sendgate_status sendgate_head_fields(const struct sendgate_exchange *ex,
                                      size_t scratch_cap,
                                      size_t *n_fields,
                                      size_t *needed);
+
+/**
+ * Make an empty list.
+ */
+sendgate_status sendgate_headers_new(struct sendgate_headers **out);
+
+/**
+ * One line in the place of all lines of its name, where the first of them was. header->rule says
+ * who wins against the library's field of that name; with SENDGATE_RULE_FROZEN it is frozen at once.
+ * SENDGATE_ERR_FIELD: malformed. SENDGATE_ERR_FROZEN: not changed.
+ */
+sendgate_status sendgate_headers_set(struct sendgate_headers *headers,
+                                     const struct sendgate_header *header);
+
+/**
+ * As sendgate_headers_set, but the lines that are there stay: Set-Cookie, Vary, Link.
+ */
+sendgate_status sendgate_headers_add(struct sendgate_headers *headers,
+                                     const struct sendgate_header *header);
+
+/**
+ * Take all lines of a name away; that there is none is no error. SENDGATE_ERR_FIELD: no name.
+ * SENDGATE_ERR_FROZEN: not changed.
+ */
+sendgate_status sendgate_headers_remove(struct sendgate_headers *headers,
+                                        const char *name_ptr,
+                                        size_t name_len);
+
+/**
+ * From now on the lines of this name, or that there is none, are not changed. Again is no error.
+ * There is no way back. SENDGATE_ERR_FIELD: no name.
+ */
+sendgate_status sendgate_headers_freeze(struct sendgate_headers *headers,
+                                        const char *name_ptr,
+                                        size_t name_len);
+
+/**
+ * Set *frozen to 1 if the field, or that it is absent, is frozen, else to 0.
+ */
+sendgate_status sendgate_headers_is_frozen(struct sendgate_headers *headers,
+                                           const char *name_ptr,
+                                           size_t name_len,
+                                           uint32_t *frozen);
+
+/**
+ * The value of a field: of its line with this index, counted from 0. It points into the list, and
+ * is valid until that is changed or freed. SENDGATE_EMPTY: it has no such line; *value is untouched.
+ */
+sendgate_status sendgate_headers_get(struct sendgate_headers *headers,
+                                     const char *name_ptr,
+                                     size_t name_len,
+                                     size_t index,
+                                     struct sendgate_str *value);
+
+/**
+ * The list as sendgate_exchange.headers and n_headers want it. Valid until it is changed, freed, or
+ * asked for again.
+ */
+sendgate_status sendgate_headers_list(struct sendgate_headers *headers,
+                                      const struct sendgate_header **out,
+                                      size_t *n_headers);
+
+/**
+ * Free the list; NULL is fine. Not while another call uses it.
+ */
+void sendgate_headers_free(struct sendgate_headers *headers);
 
 /**
  * Take len bytes of a request's content from the source and put them into buf: any memory, a
@@ -1274,6 +1419,77 @@ const char *sendgate_status_name(sendgate_status status);
  * One English sentence for the code. Static, never NULL.
  */
 const char *sendgate_status_message(sendgate_status status);
+
+/**
+ * Make an idle handle.
+ */
+sendgate_status sendgate_stream_new(struct sendgate_stream **out);
+
+/**
+ * Decide and get ready to send; writes nothing yet. Ends whatever the handle did before. ex->rep is
+ * a SENDGATE_REP_STREAM. Its ETag and Last-Modified, or those among the headers, count in the
+ * decision: 304 or 412 have no content, and what is produced nevertheless is discarded, as for HEAD.
+ * out (may be NULL) tells. Of a stream that is SENDGATE_REP_SEEKABLE, 206 or 416 may be the answer:
+ * sendgate_stream_next then tells which bytes are to be written.
+ *
+ * Of the sink, all counts as in sendgate_respond, with its times for each call, and total_timeout_ms
+ * from here to the end. SENDGATE_SINK_TRY_NOW: the calls don't wait, and times are the caller's. The
+ * socket may be blocking or not. With SENDGATE_HEAD_NONE and _GIVEN, content of unknown length is
+ * framed as the decision says. On error the connection is untouched and the handle idle.
+ */
+sendgate_status sendgate_stream_start(struct sendgate_stream *stream,
+                                      const struct sendgate_exchange *ex,
+                                      const struct sendgate_sink *sink,
+                                      struct sendgate_decision *out);
+
+/**
+ * Which bytes of the representation are to be written next: length of them, from offset on. A length
+ * of 0: none any more, or none at all. UINT64_MAX: up to the end, wherever that is. Several ranges
+ * come one after the other; a write may go on from one to the next. SENDGATE_ERR_INVALID: not
+ * started, or ended.
+ */
+sendgate_status sendgate_stream_next(struct sendgate_stream *stream,
+                                     struct sendgate_range *out);
+
+/**
+ * Send the next bytes of the content; they are on their way to the peer when this returns
+ * SENDGATE_OK. The first bytes take the head with them; len 0 sends the head alone. Waits as the
+ * sink says. *written (may be NULL) is how many bytes were taken, always.
+ *
+ * SENDGATE_WANT_WRITE, SENDGATE_WANT_READ (SENDGATE_SINK_TRY_NOW): once the socket is ready, call
+ * again with the rest of the same bytes, of which there may be none left. They have been announced
+ * as one chunk: to end before that is SENDGATE_ERR_TRUNCATED.
+ *
+ * SENDGATE_ERR_EXCESS: more than was announced. Nothing of it was sent, and nothing is any more.
+ * After an error every further call returns the same. SENDGATE_ERR_INVALID: not started, or ended.
+ * out may be NULL; until the response is complete, its connection is UNTOUCHED or BROKEN.
+ */
+sendgate_status sendgate_stream_write(struct sendgate_stream *stream,
+                                      const uint8_t *data,
+                                      size_t len,
+                                      size_t *written,
+                                      struct sendgate_result *out);
+
+/**
+ * No more content: send what is left of the framing, and the head if it hasn't been sent. trailers
+ * are sent behind content in chunks, and dropped otherwise, as any recipient may do (RFC 9110 6.5.1);
+ * they are read with the first call. SENDGATE_ERR_FIELD: one that is malformed, or that has to be
+ * known before the content, such as Content-Length; the stream is as before.
+ *
+ * SENDGATE_ERR_TRUNCATED: less content than was announced; the connection has to be closed, unless
+ * nothing was sent. SENDGATE_WANT_WRITE, SENDGATE_WANT_READ: call again once the socket is ready.
+ * After SENDGATE_OK the response is complete, and out (may be NULL) tells whether the connection is
+ * reusable.
+ */
+sendgate_status sendgate_stream_end(struct sendgate_stream *stream,
+                                    const struct sendgate_field *trailers,
+                                    size_t n_trailers,
+                                    struct sendgate_result *out);
+
+/**
+ * Free the handle; NULL is fine. Closes nothing. Not while another call uses it.
+ */
+void sendgate_stream_free(struct sendgate_stream *stream);
 
 /* cffi: end */
 #ifdef __cplusplus

@@ -1,7 +1,7 @@
 //! One answer to give: what is said, what is sent, and where it goes. The drivers
 //! (`respond`, `resumable`, `sender`) take it.
 
-use crate::http::{Exchange, HeadForm, HeaderList, Representation, Request};
+use crate::http::{self, Exchange, HeadForm, HeaderList, Representation, Request};
 use crate::io::Fault;
 use crate::io::file::{self, Body};
 use crate::transfer::{Failure, Refusal, Transfer};
@@ -25,6 +25,8 @@ pub(crate) struct Answer<'a, H> {
     pub(crate) copy: bool,
     /// fstat before each step.
     pub(crate) check: bool,
+    /// Its content comes from the caller, piece by piece: `body` has none.
+    pub(crate) is_stream: bool,
 }
 
 impl<H: HeaderList> Answer<'_, H> {
@@ -45,6 +47,9 @@ impl<H: HeaderList> Answer<'_, H> {
 
     /// Decides, and gets `transfer` ready. Sends nothing.
     pub(crate) fn begin(&self, transfer: &mut Transfer) -> Result<(), Refusal> {
+        if self.is_stream {
+            return Err(http::Error::Invalid.into());
+        }
         let mut stamp = None;
         if self.check && matches!(self.body, Body::File { .. }) {
             let now = file::stamp(&self.body).map_err(|fault| match fault {

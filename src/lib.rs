@@ -7,6 +7,7 @@
 //! 3. `transfer` moves it step by step through `io`. Three drivers give an `answer` with it: `respond` waits
 //!    until it is done, `resumable` is stepped by the caller, `sender` does any number of them on a thread of its own.
 //!    `deadline` says how long that may take.
+//!    `stream` sends content that the caller produces meanwhile; `headers` is a list of fields of which some are frozen.
 //!    The other way, `receive` takes what a peer sends.
 //! 4. [`ffi`] is the C ABI: `include/sendgate.h`.
 
@@ -15,6 +16,7 @@
 pub(crate) mod answer;
 pub(crate) mod deadline;
 pub mod ffi;
+pub(crate) mod headers;
 pub mod http;
 pub(crate) mod io;
 pub(crate) mod memory;
@@ -23,4 +25,5 @@ pub(crate) mod receive;
 pub(crate) mod respond;
 pub(crate) mod resumable;
 pub(crate) mod sender;
+pub(crate) mod stream;
 pub(crate) mod transfer;

@@ -32,8 +32,10 @@ pub(crate) enum Step {
 /// Why a response was cut short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// The file ended before the length announced.
+    /// The content ended before the length announced.
     Truncated,
+    /// There is more content than was announced.
+    Excess,
     /// The file is not the one that the head describes any more.
     Changed,
     /// EPIPE or ECONNRESET.
@@ -229,7 +231,7 @@ impl<const N: usize> Transfer<N> {
             let length = span.length.min(budget - text.len() as u64);
             let bytes = part_of(memory, Span { length, ..span })?;
             let more = self.more(text.len() + bytes.len(), budget);
-            return Ok(io.send_pair(text, bytes, more)? as u64);
+            return Ok(io.send_parts(&[text, bytes, &[], &[]], more)? as u64);
         }
         let alone = self.goes_alone(span);
         if !text.is_empty() && (alone || span.length == 0 && is_last) {
@@ -314,7 +316,8 @@ impl From<Fault> for Stop {
     }
 }
 
-fn failure(fault: Fault) -> Failure {
+/// Why a fault that can't be dealt with ends a response.
+pub(crate) fn failure(fault: Fault) -> Failure {
     match fault {
         Fault::Closed(number) => Failure::PeerClosed(number),
         Fault::System(number) => Failure::System(number),

@@ -27,6 +27,7 @@ fn answer(row: &Row) -> Result<Answer, String> {
             etag: Some(row.etag.as_bytes()),
             etag_from_mtime: true,
             content_type: Some(&row.content_type),
+            ..Representation::default()
         },
         headers: &headers,
         now: row.now,

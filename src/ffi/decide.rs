@@ -8,7 +8,7 @@ use super::structs::{
 use super::types::*;
 use super::{Error, guard};
 use crate::http::request::{self, HeadError};
-use crate::http::{self, Buffer, FieldSink, HeadForm, Request, Source, Spans, validator};
+use crate::http::{self, Buffer, Decision, FieldSink, Framing, HeadForm, Request, Source, Spans, validator};
 use crate::io::file::{Metadata, open_beneath};
 use std::ffi::c_char;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
@@ -257,19 +257,30 @@ pub unsafe extern "C" fn sendgate_decide(
         for (place, span) in ranges_out.iter_mut().zip(spans.iter()) {
             *place = sendgate_range { offset: span.offset, length: span.length };
         }
-        let value = sendgate_decision {
-            size: 0,
-            http_status: u32::from(decision.status),
-            keep_alive: u32::from(decision.keep_alive),
-            content_length: decision.content_length,
-            body_length: decision.body_length,
-            n_ranges: decision.n_ranges,
-        };
         // SAFETY: checked above.
-        unsafe { write_struct(out, &value) }?;
+        unsafe { write_struct(out, &c_decision(&decision, input.form)) }?;
         let room = ranges.is_null() || cap >= decision.n_ranges;
         Ok(if room { SENDGATE_OK } else { SENDGATE_ERR_NO_SPACE })
     })
+}
+
+/// A decision for C.
+pub(super) fn c_decision(decision: &Decision<'_>, form: HeadForm<'_>) -> sendgate_decision {
+    sendgate_decision {
+        size: 0,
+        http_status: u32::from(decision.status),
+        keep_alive: u32::from(decision.keep_alive),
+        content_length: decision.content_length,
+        body_length: decision.body_length,
+        n_ranges: decision.n_ranges,
+        framing: match decision.framing(form) {
+            Framing::None => SENDGATE_FRAMING_NONE,
+            Framing::Length => SENDGATE_FRAMING_LENGTH,
+            Framing::Chunked => SENDGATE_FRAMING_CHUNKED,
+            Framing::Close => SENDGATE_FRAMING_CLOSE,
+        },
+        reserved: 0,
+    }
 }
 
 /// The head as bytes, ending in an empty line. Not NUL-terminated. SENDGATE_ERR_NO_SPACE: *len is

@@ -59,6 +59,7 @@ impl<'a> Input<'a> {
             evaluate: true,
             copy: rep.flags & SENDGATE_REP_COPY != 0,
             check: rep.flags & SENDGATE_REP_CHECK != 0,
+            is_stream: rep.kind == SENDGATE_REP_STREAM,
         })
     }
 }
@@ -98,7 +99,9 @@ pub(crate) unsafe fn read_request<'a>(p: *const sendgate_request) -> Result<Requ
 /// The members of `rep` are valid during `'a`.
 unsafe fn read_rep<'a>(rep: &sendgate_rep) -> Result<(Representation<'a>, Body<'a>), Error> {
     const FLAGS: u32 = SENDGATE_REP_HAS_MTIME | SENDGATE_REP_ETAG_FROM_MTIME | SENDGATE_REP_COPY | SENDGATE_REP_CHECK;
-    if rep.flags & !FLAGS != 0 || rep.mtime_nsec > 999_999_999 {
+    const STREAM: u32 = SENDGATE_REP_UNSIZED | SENDGATE_REP_SEEKABLE;
+    let flags = if rep.kind == SENDGATE_REP_STREAM { FLAGS | STREAM } else { FLAGS };
+    if rep.flags & !flags != 0 || rep.mtime_nsec > 999_999_999 {
         return Err(Error::INVALID);
     }
     let body = match rep.kind {
@@ -117,11 +120,22 @@ unsafe fn read_rep<'a>(rep: &sendgate_rep) -> Result<(Representation<'a>, Body<'
             // SAFETY: the header asks for `length` readable bytes.
             Body::Memory(unsafe { slice(rep.memory.cast::<u8>(), length) }?)
         }
+        SENDGATE_REP_STREAM => {
+            let length_fits = i64::try_from(rep.length).is_ok();
+            let unsized_fits =
+                rep.flags & SENDGATE_REP_UNSIZED == 0 || rep.length == 0 && rep.flags & SENDGATE_REP_SEEKABLE == 0;
+            if !length_fits || !unsized_fits || rep.offset != 0 {
+                return Err(Error::INVALID);
+            }
+            Body::Memory(&[])
+        }
         _ => return Err(Error::INVALID),
     };
     let modified = Modified { seconds: rep.mtime, nanoseconds: rep.mtime_nsec };
     let representation = Representation {
         length: rep.length,
+        is_unsized: rep.flags & SENDGATE_REP_UNSIZED != 0,
+        is_unseekable: rep.kind == SENDGATE_REP_STREAM && rep.flags & SENDGATE_REP_SEEKABLE == 0,
         modified: (rep.flags & SENDGATE_REP_HAS_MTIME != 0).then_some(modified),
         // SAFETY: the same promise.
         etag: unsafe { bytes(rep.etag) }?,
@@ -163,7 +177,7 @@ pub(crate) struct RawHeaders<'a>(&'a [sendgate_header]);
 impl<'a> RawHeaders<'a> {
     /// # Safety
     /// `p` is NULL, or `n` headers, valid during `'a` with all that they point to.
-    unsafe fn read(p: *const sendgate_header, n: usize) -> Result<Self, Error> {
+    pub(crate) unsafe fn read(p: *const sendgate_header, n: usize) -> Result<Self, Error> {
         // SAFETY: the same promise.
         let headers = unsafe { slice::<'a>(p, n) }?;
         for header in headers {

@@ -6,21 +6,26 @@
 #![expect(clippy::missing_safety_doc)]
 
 pub mod decide;
+pub mod headers;
 pub mod receive;
 pub mod send;
 pub mod sender;
 pub mod simple;
 pub mod status;
+pub mod stream;
 pub mod types;
 
+mod handle;
 mod input;
 mod structs;
 
+use crate::headers as list;
 use crate::http;
 use crate::io::file::FileError;
 use crate::memory::OutOfMemory;
 use crate::respond::Cut;
 use crate::resumable::Misused;
+use crate::stream as stream_engine;
 use crate::transfer::{Failure, Refusal};
 use status::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -74,6 +79,7 @@ impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Truncated => Self::new(SENDGATE_ERR_TRUNCATED),
+            Failure::Excess => Self::new(SENDGATE_ERR_EXCESS),
             Failure::Changed => Self::new(SENDGATE_ERR_CHANGED),
             Failure::PeerClosed(errno) => Self { status: SENDGATE_ERR_PEER_CLOSED, errno },
             Failure::System(errno) => Self { status: SENDGATE_ERR_IO, errno },
@@ -105,6 +111,25 @@ impl From<crate::receive::Cut> for Error {
 impl From<Misused> for Error {
     fn from(_: Misused) -> Self {
         Self::INVALID
+    }
+}
+
+impl From<stream_engine::Refused> for Error {
+    fn from(refused: stream_engine::Refused) -> Self {
+        match refused {
+            stream_engine::Refused::Misused => Self::INVALID,
+            stream_engine::Refused::Field => Self::new(SENDGATE_ERR_FIELD),
+        }
+    }
+}
+
+impl From<list::Refused> for Error {
+    fn from(refused: list::Refused) -> Self {
+        match refused {
+            list::Refused::Malformed => Self::new(SENDGATE_ERR_FIELD),
+            list::Refused::Frozen => Self::new(SENDGATE_ERR_FROZEN),
+            list::Refused::OutOfMemory => OutOfMemory.into(),
+        }
     }
 }
 

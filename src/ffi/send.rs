@@ -2,6 +2,7 @@
 
 #![allow(non_camel_case_types)]
 
+use super::handle::{Exclusive, give, handle, take_back};
 use super::input::{Callback, Input, SinkInput, read_sink};
 use super::status::*;
 use super::structs::{check_out, slice_mut, write_struct};
@@ -11,12 +12,9 @@ use crate::answer::{Answer, Sink};
 use crate::deadline::Limits;
 use crate::http::HeaderList;
 use crate::io::Interest;
-use crate::memory::try_box;
 use crate::respond;
 use crate::resumable::Resumable;
 use crate::transfer::{Outcome, Step, Transfer};
-use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Blocking: decide, send head and body, and return when the response is complete or has failed.
 /// The socket may be blocking or not; waiting is done in poll(2), never longer than the sink's
@@ -117,56 +115,13 @@ pub(super) fn result(outcome: &Outcome, status: Result<sendgate_status, Error>) 
 /// bytes or the answer is a multipart. The descriptors and memory of the exchange stay in use until
 /// the response is done. Used by one thread at a time. Freed by sendgate_transfer_free.
 #[derive(Debug)]
-pub struct sendgate_transfer {
-    state: AtomicU8,
-    inner: UnsafeCell<Resumable<Callback>>,
-}
-
-const IDLE: u8 = 0;
-const IN_CALL: u8 = 1;
-/// A call panicked: what is inside may make no sense.
-const DEAD: u8 = 2;
-
-/// Exclusive use of a handle's inside, until it is dropped.
-struct Entered<'a> {
-    handle: &'a sendgate_transfer,
-    inner: &'a mut Resumable<Callback>,
-}
-
-impl<'a> Entered<'a> {
-    /// # Safety
-    /// `p` is NULL or a handle that stays valid during `'a`.
-    unsafe fn new(p: *mut sendgate_transfer) -> Result<Self, Error> {
-        // SAFETY: the same promise. Several threads may be here: the struct is only read, but for its atomic.
-        let handle = unsafe { p.as_ref::<'a>() }.ok_or(Error::INVALID)?;
-        match handle.state.compare_exchange(IDLE, IN_CALL, Ordering::Acquire, Ordering::Relaxed) {
-            // SAFETY: IN_CALL belongs to whoever has set it, until `drop` resets it.
-            Ok(_) => Ok(Self { handle, inner: unsafe { &mut *handle.inner.get() } }),
-            Err(DEAD) => Err(Error::new(SENDGATE_ERR_INTERNAL)),
-            Err(_) => Err(Error::new(SENDGATE_ERR_BUSY)),
-        }
-    }
-}
-
-impl Drop for Entered<'_> {
-    fn drop(&mut self) {
-        let state = if std::thread::panicking() { DEAD } else { IDLE };
-        self.handle.state.store(state, Ordering::Release);
-    }
-}
+pub struct sendgate_transfer(Exclusive<Resumable<Callback>>);
 
 /// Make an idle handle.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_transfer_new(out: *mut *mut sendgate_transfer) -> sendgate_status {
-    guard(|| {
-        if out.is_null() {
-            return Err(Error::INVALID);
-        }
-        let handle = sendgate_transfer { state: AtomicU8::new(IDLE), inner: UnsafeCell::new(Resumable::new()) };
-        // SAFETY: not NULL, and the header asks for a writable pointer.
-        unsafe { out.write(Box::into_raw(try_box(handle)?)) };
-        Ok(SENDGATE_OK)
-    })
+    // SAFETY: the header asks for a writable pointer.
+    guard(|| unsafe { give(out, sendgate_transfer(Exclusive::new(Resumable::new()))) })
 }
 
 /// Decide and get ready to send; writes nothing yet. Ends whatever the handle did before. On error
@@ -182,8 +137,8 @@ pub unsafe extern "C" fn sendgate_transfer_start(
 ) -> sendgate_status {
     guard(|| {
         // SAFETY: the header asks for a handle of sendgate_transfer_new.
-        let entered = unsafe { Entered::new(transfer) }?;
-        entered.inner.stop();
+        let mut entered = unsafe { handle(transfer) }?.0.enter()?;
+        entered.stop();
         // SAFETY: the header asks for a valid exchange whose members live during the call.
         let input = unsafe { Input::read(ex) };
         // By reference: it is too large to be moved out for nothing.
@@ -191,12 +146,12 @@ pub unsafe extern "C" fn sendgate_transfer_start(
         // SAFETY: the header asks for NULL or a valid sink.
         let sink = if sink.is_null() { None } else { Some(unsafe { read_sink(sink) }?.sink) };
         // SAFETY: the header asks for memory that lives until the response is done.
-        unsafe { entered.inner.start(input, sink) }?;
+        unsafe { entered.start(input, sink) }?;
         Ok(SENDGATE_OK)
     })
 }
 
-fn status_of(step: Step) -> sendgate_status {
+pub(super) fn status_of(step: Step) -> sendgate_status {
     match step {
         Step::Done => SENDGATE_OK,
         Step::Wait(Interest::Write) => SENDGATE_WANT_WRITE,
@@ -218,9 +173,9 @@ pub unsafe extern "C" fn sendgate_transfer_step(
     let budget = if budget == 0 { u64::MAX } else { budget };
     let call = || {
         // SAFETY: the header asks for a handle of sendgate_transfer_new.
-        let entered = unsafe { Entered::new(transfer) }?;
-        let step = entered.inner.step(budget)?;
-        Ok(result(&entered.inner.transfer.outcome(), step.map(status_of).map_err(Error::from)))
+        let mut entered = unsafe { handle(transfer) }?.0.enter()?;
+        let step = entered.step(budget)?;
+        Ok(result(&entered.transfer.outcome(), step.map(status_of).map_err(Error::from)))
     };
     // SAFETY: the header asks for NULL or a result with its size set.
     unsafe { report(out, SENDGATE_CONN_BROKEN, call) }
@@ -241,17 +196,17 @@ pub unsafe extern "C" fn sendgate_transfer_pull(
 ) -> sendgate_status {
     let call = || {
         // SAFETY: the header asks for a handle of sendgate_transfer_new.
-        let entered = unsafe { Entered::new(transfer) }?;
+        let mut entered = unsafe { handle(transfer) }?.0.enter()?;
         // SAFETY: the header asks for `cap` writable bytes.
         let space = unsafe { slice_mut(buf, cap) }?;
         if len.is_null() {
             return Err(Error::INVALID);
         }
-        let (step, filled) = entered.inner.pull(space)?;
+        let (step, filled) = entered.pull(space)?;
         // SAFETY: not NULL, and the header asks for a writable size.
         unsafe { len.write(filled) };
         let status = step.map(status_of).map_err(Error::from);
-        Ok(result(&entered.inner.transfer.outcome(), status))
+        Ok(result(&entered.transfer.outcome(), status))
     };
     // SAFETY: the header asks for NULL or a result with its size set.
     unsafe { report(out, SENDGATE_CONN_BROKEN, call) }
@@ -260,11 +215,6 @@ pub unsafe extern "C" fn sendgate_transfer_pull(
 /// Free the handle; NULL is fine. Closes nothing. Not while another call uses it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_transfer_free(transfer: *mut sendgate_transfer) {
-    guard(|| {
-        if !transfer.is_null() {
-            // SAFETY: the header asks for a handle of sendgate_transfer_new, freed once.
-            drop(unsafe { Box::from_raw(transfer) });
-        }
-        Ok(SENDGATE_OK)
-    });
+    // SAFETY: the header asks for a handle of sendgate_transfer_new, freed once.
+    guard(|| unsafe { take_back(transfer) });
 }

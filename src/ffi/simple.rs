@@ -59,6 +59,7 @@ fn new_answer<'a, H>(request: Request<'a>, body: Body<'a>, headers: H, status: u
         evaluate: true,
         copy: false,
         check: false,
+        is_stream: false,
     })
 }
 
@@ -250,7 +251,7 @@ fn representation<'a>(metadata: &Metadata, tag: &'a mut [u8; ETAG_MAX]) -> Repre
         modified: Some(metadata.modified),
         etag: Some(&tag[..length]),
         etag_from_mtime: true,
-        content_type: None,
+        ..Representation::default()
     }
 }
 

@@ -18,7 +18,7 @@ pub const SENDGATE_WANT_READ: sendgate_status = 2;
 /// Budget spent: call again, without waiting first.
 pub const SENDGATE_YIELD: sendgate_status = 3;
 
-/// sendgate_sender_take: nothing has finished.
+/// sendgate_sender_take: nothing has finished. sendgate_headers_get: there is no such line.
 pub const SENDGATE_EMPTY: sendgate_status = 4;
 /// sendgate_sender_submit: on its way; sendgate_sender_take will report how it ended.
 pub const SENDGATE_PENDING: sendgate_status = 5;
@@ -40,7 +40,7 @@ pub const SENDGATE_ERR_PEER_CLOSED: sendgate_status = -7;
 /// No progress within idle_timeout_ms, slower than min_rate, or not complete within
 /// total_timeout_ms.
 pub const SENDGATE_ERR_TIMEOUT: sendgate_status = -8;
-/// The file became shorter than the length announced.
+/// The file, or the content of a sendgate_stream, was shorter than the length announced.
 pub const SENDGATE_ERR_TRUNCATED: sendgate_status = -9;
 /// Not a regular file of known length: a directory, FIFO, device, or made up by the kernel
 /// (procfs).
@@ -64,7 +64,11 @@ pub const SENDGATE_ERR_REQUEST: sendgate_status = -17;
 pub const SENDGATE_ERR_FORKED: sendgate_status = -18;
 /// sendgate_receive: the peer has ended before all that was asked for had come.
 pub const SENDGATE_ERR_INCOMPLETE: sendgate_status = -19;
-// Last added: -19, and 5.
+/// sendgate_headers: the field is frozen, and was not changed.
+pub const SENDGATE_ERR_FROZEN: sendgate_status = -20;
+/// sendgate_stream: more content than was announced.
+pub const SENDGATE_ERR_EXCESS: sendgate_status = -21;
+// Last added: -21, and 5.
 
 const fn c_str(with_nul: &'static str) -> &'static CStr {
     match CStr::from_bytes_with_nul(with_nul.as_bytes()) {
@@ -84,7 +88,7 @@ const TABLE: &[(sendgate_status, &CStr, &CStr)] = table![
     SENDGATE_WANT_WRITE "Would block: call again when the socket is writable.",
     SENDGATE_WANT_READ "Incomplete: call again when there is more to read.",
     SENDGATE_YIELD "The budget is spent: call again.",
-    SENDGATE_EMPTY "Nothing has finished.",
+    SENDGATE_EMPTY "There is none.",
     SENDGATE_PENDING "On its way; the sender will report how it ended.",
     SENDGATE_ERR_INVALID "An argument is NULL, out of range or contradicts another.",
     SENDGATE_ERR_SIZE "A struct's size is smaller than any version's, or has unknown members set.",
@@ -94,7 +98,7 @@ const TABLE: &[(sendgate_status, &CStr, &CStr)] = table![
     SENDGATE_ERR_IO "A system call failed.",
     SENDGATE_ERR_PEER_CLOSED "The peer closed the connection.",
     SENDGATE_ERR_TIMEOUT "The peer took too long.",
-    SENDGATE_ERR_TRUNCATED "The file became shorter than the length announced.",
+    SENDGATE_ERR_TRUNCATED "The content became shorter than the length announced.",
     SENDGATE_ERR_NOT_REGULAR "Not a regular file of known length.",
     SENDGATE_ERR_BLOCKING "The socket is blocking; set O_NONBLOCK, or use the blocking call.",
     SENDGATE_ERR_BUSY "The handle is already in a call, or the sender has as many responses in flight as it may.",
@@ -105,6 +109,8 @@ const TABLE: &[(sendgate_status, &CStr, &CStr)] = table![
     SENDGATE_ERR_REQUEST "Not a request head of HTTP/1.",
     SENDGATE_ERR_FORKED "The sender belongs to the parent process: make a new one after fork.",
     SENDGATE_ERR_INCOMPLETE "The peer ended before all of it had come.",
+    SENDGATE_ERR_FROZEN "The field is frozen, and was not changed.",
+    SENDGATE_ERR_EXCESS "There is more content than was announced.",
 ];
 
 fn row(status: sendgate_status) -> Option<&'static (sendgate_status, &'static CStr, &'static CStr)> {

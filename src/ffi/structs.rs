@@ -37,7 +37,7 @@ c_struct! {
     sendgate_rep: length memory mtime etag content_type;
     sendgate_exchange: rep headers n_headers now seed head head_flags max_ranges http_status
         head_text;
-    sendgate_decision: keep_alive content_length body_length n_ranges;
+    sendgate_decision: keep_alive content_length body_length n_ranges framing reserved;
     sendgate_sink: flags idle_timeout_ms total_timeout_ms min_rate;
     sendgate_result: connection head_sent body_sent body_length;
     sendgate_source: flags idle_timeout_ms total_timeout_ms min_rate;

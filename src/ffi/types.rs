@@ -126,6 +126,9 @@ pub const SENDGATE_REP_FILE: u32 = 0;
 /// The representation is memory of the caller's.
 pub const SENDGATE_REP_MEMORY: u32 = 1;
 
+/// The representation is produced by the caller while it is sent: for sendgate_stream_start, and to
+/// decide. length is that of all of it.
+pub const SENDGATE_REP_STREAM: u32 = 2;
 /// mtime and mtime_nsec are set.
 pub const SENDGATE_REP_HAS_MTIME: u32 = 0x1;
 /// The entity tag was made from the modification time, so it is weak while that time is too
@@ -136,6 +139,12 @@ pub const SENDGATE_REP_ETAG_FROM_MTIME: u32 = 0x2;
 pub const SENDGATE_REP_COPY: u32 = 0x4;
 /// fstat before each step, and SENDGATE_ERR_CHANGED if size or modification time differ.
 pub const SENDGATE_REP_CHECK: u32 = 0x8;
+/// STREAM: nobody knows how long it will be; length is 0. It is sent in chunks, or to HTTP/1.0 up
+/// to the end of the connection.
+pub const SENDGATE_REP_UNSIZED: u32 = 0x10;
+/// STREAM: the caller can produce any part of it, so ranges are answered. Not with
+/// SENDGATE_REP_UNSIZED.
+pub const SENDGATE_REP_SEEKABLE: u32 = 0x20;
 
 /// Enough for every entity tag that sendgate_rep_from_fd makes.
 pub const SENDGATE_ETAG_MAX: usize = 96;
@@ -154,7 +163,7 @@ pub const SENDGATE_OPEN_OUTSIDE: u32 = 0x10;
 pub struct sendgate_rep {
     /// sizeof(sendgate_rep).
     pub size: usize,
-    /// SENDGATE_REP_FILE or SENDGATE_REP_MEMORY.
+    /// SENDGATE_REP_FILE, _MEMORY or _STREAM.
     pub kind: u32,
     /// SENDGATE_REP_ flags.
     pub flags: u32,
@@ -228,6 +237,16 @@ pub struct sendgate_exchange {
     pub head_text: sendgate_str,
 }
 
+/// No content follows, and no length is told: 204, 304, and HEAD of a stream of unknown length.
+pub const SENDGATE_FRAMING_NONE: u32 = 0;
+/// Content-Length tells where the content ends (RFC 9112 6.2).
+pub const SENDGATE_FRAMING_LENGTH: u32 = 1;
+/// Transfer-Encoding: chunked (RFC 9112 7.1): a stream of unknown length.
+pub const SENDGATE_FRAMING_CHUNKED: u32 = 2;
+/// The content ends with the connection, or for SENDGATE_HEAD_CGI with the response: a stream of
+/// unknown length to a client that speaks HTTP/1.0, or behind a front server.
+pub const SENDGATE_FRAMING_CLOSE: u32 = 3;
+
 /// What the answer will be.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -238,12 +257,16 @@ pub struct sendgate_decision {
     pub http_status: u32,
     /// 1 if the head will allow reuse of the connection, else 0.
     pub keep_alive: u32,
-    /// Announced length in bytes, multipart framing included; 0 for 304.
+    /// Announced length in bytes, multipart framing included; 0 for 304, and if it isn't known.
     pub content_length: u64,
-    /// Bytes after the head; 0 for HEAD, 304, 412 and 416.
+    /// Bytes after the head; 0 for HEAD, 304, 412 and 416, and if their number isn't known.
     pub body_length: u64,
     /// 0 unless 206; 2 or more means multipart/byteranges.
     pub n_ranges: usize,
+    /// SENDGATE_FRAMING_.
+    pub framing: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 // ---- Where the bytes go ----
@@ -276,13 +299,16 @@ pub const SENDGATE_SINK_SIGPIPE_IGNORED: u32 = 0x1;
 /// system can't tell what is in the page cache (overlayfs, network file systems), up to 16 KiB are
 /// read, from wherever they are. Memory is taken to be there: for a mapping of a file that is not,
 /// the calling thread waits. Not for a write function.
+///
+/// For sendgate_stream_start: its calls don't wait. SENDGATE_WANT_WRITE says that the rest has to be
+/// written once the socket is writable; timeouts are then the caller's.
 pub const SENDGATE_SINK_TRY_NOW: u32 = 0x2;
 
 /// Where the bytes go, and how long that may take.
 ///
 /// Times and rates count bytes as the peer takes them: those that wait in the socket's own buffer
 /// are not progress, and a slow client that takes some of them has not stalled. They hold for
-/// sendgate_respond and sendgate_sender_submit; a caller that steps keeps its own. What a peer takes
+/// sendgate_respond, sendgate_sender_submit and sendgate_stream; a caller that steps keeps its own. What a peer takes
 /// is seen in pieces of up to 64 KiB (UNIX sockets, loopback) or of a segment: idle_timeout_ms has
 /// to be long enough for some of them, and so has min_rate times idle_timeout_ms to be large enough.
 #[repr(C)]
@@ -336,9 +362,9 @@ pub struct sendgate_result {
     pub connection: u32,
     /// Bytes of the head that were sent.
     pub head_sent: u64,
-    /// Bytes after the head that were sent.
+    /// Bytes after the head that were sent, the framing of chunks excluded.
     pub body_sent: u64,
-    /// Bytes after the head, all of them.
+    /// Bytes after the head, all of them. Of a stream of unknown length 0, until it is complete.
     pub body_length: u64,
 }
 
@@ -471,7 +497,7 @@ mod layout {
     const _: () = assert!(size_of::<sendgate_request>() == 160);
     const _: () = assert!(size_of::<sendgate_rep>() == 88);
     const _: () = assert!(size_of::<sendgate_exchange>() == 88);
-    const _: () = assert!(size_of::<sendgate_decision>() == 40);
+    const _: () = assert!(size_of::<sendgate_decision>() == 48);
     const _: () = assert!(size_of::<sendgate_sink>() == 48);
     const _: () = assert!(size_of::<sendgate_result>() == 48);
     const _: () = assert!(size_of::<sendgate_source>() == 48);

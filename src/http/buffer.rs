@@ -71,7 +71,7 @@ impl<'a> Buffer<'a> {
     }
 
     /// At least `width` digits.
-    pub(super) fn hexadecimal(&mut self, mut number: u64, width: usize) {
+    pub(crate) fn hexadecimal(&mut self, mut number: u64, width: usize) {
         let count = (64 - number.leading_zeros() as usize).div_ceil(4).max(width);
         let mut digits = [b'0'; 16];
         let mut pairs = digits.rchunks_exact_mut(2);

@@ -6,7 +6,20 @@ use super::fields::{has_token, is_token, is_value, trim};
 use super::multipart::{self, Boundary};
 use super::range::{MAX_RANGES, Ranges, Spans};
 use super::rules::{self, Slots};
-use super::{Error, Exchange, Method, date, validator};
+use super::{Error, Exchange, HeadForm, Method, date, validator};
+
+/// How the client tells where the content ends (RFC 9112 6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// It has none, and no length is told: 204, 304, and HEAD of what nobody knows the length of.
+    None,
+    /// Content-Length.
+    Length,
+    /// Transfer-Encoding: chunked.
+    Chunked,
+    /// By the end of the connection.
+    Close,
+}
 
 /// What the answer is: all that its head and its body depend on, beside the exchange and the spans.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +34,8 @@ pub struct Decision<'a> {
     pub body_length: u64,
     /// How many spans were written: 0 unless `status` is 206 by our own decision.
     pub n_ranges: usize,
+    /// As the head will say it, but for CGI's: see `framing`.
+    pub(super) framed: Framing,
     pub(super) method: Method,
     pub(super) validators: Validators<'a>,
     pub(super) slots: Slots,
@@ -51,6 +66,7 @@ pub fn decide<'a>(ex: &'a Exchange<'a>, spans: &mut Spans) -> Result<Decision<'a
         content_length: representation.length,
         body_length: 0,
         n_ranges: 0,
+        framed: Framing::Length,
         method,
         validators: validators(ex, &slots)?,
         slots,
@@ -70,10 +86,36 @@ pub fn decide<'a>(ex: &'a Exchange<'a>, spans: &mut Spans) -> Result<Decision<'a
     if method != Method::Head {
         decision.body_length = decision.content_length;
     }
+    decision.framed = framing(ex, &decision);
+    // RFC 9112 9.3.
+    decision.keep_alive &= decision.framed != Framing::Close;
     Ok(decision)
 }
 
+fn framing(ex: &Exchange<'_>, decision: &Decision<'_>) -> Framing {
+    // RFC 9110 8.6: none in a 204, and none in a 304 rather than a wrong one.
+    if matches!(decision.status, 204 | 304) {
+        return Framing::None;
+    }
+    let is_whole = if ex.is_evaluated() { decision.status == 200 } else { decision.status != 205 };
+    match (ex.representation.is_unsized && is_whole, decision.method) {
+        (false, _) => Framing::Length,
+        (true, Method::Head) => Framing::None,
+        // RFC 9112 6.1: not to HTTP/1.0, which doesn't know it.
+        (true, _) if ex.request.http10 => Framing::Close,
+        (true, _) => Framing::Chunked,
+    }
+}
+
 impl Decision<'_> {
+    /// How the content ends. CGI has no framing of its own: it ends with the response (RFC 3875 6).
+    pub fn framing(&self, form: HeadForm<'_>) -> Framing {
+        match self.framed {
+            Framing::Chunked if form == HeadForm::Cgi => Framing::Close,
+            framing => framing,
+        }
+    }
+
     fn empty(&mut self, status: u16) {
         self.status = status;
         self.content_length = 0;
@@ -84,7 +126,10 @@ impl Decision<'_> {
 fn apply_range<'a>(ex: &Exchange<'a>, spans: &mut Spans, decision: &mut Decision<'a>) {
     let (request, representation) = (&ex.request, &ex.representation);
     let Some(value) = request.range else { return };
-    if decision.method != Method::Get || !conditions::range_applies(request, ex.now, &decision.validators) {
+    if decision.method != Method::Get
+        || !ex.has_ranges()
+        || !conditions::range_applies(request, ex.now, &decision.validators)
+    {
         return;
     }
     match spans.parse(trim(value), representation.length, ex.max_ranges) {
@@ -137,7 +182,7 @@ fn validators<'a>(ex: &'a Exchange<'a>, slots: &Slots) -> Result<Validators<'a>,
     Ok(have)
 }
 
-/// RFC 9112 9.3. The length is always known, so framing never forces a close.
+/// RFC 9112 9.3. That the content may end with the connection is not looked at here.
 fn keep_alive(ex: &Exchange<'_>) -> bool {
     let option = |token| ex.request.connection.is_some_and(|value| has_token(value, token));
     let wanted = if ex.request.http10 { option(b"keep-alive") } else { true };

@@ -1,7 +1,7 @@
 //! The head: the order of its fields, and what 304, 412 and 416 drop.
 
 use super::conditions::Validators;
-use super::decide::Decision;
+use super::decide::{Decision, Framing};
 use super::etag::EntityTag;
 use super::fields::trim;
 use super::multipart::{self, Boundary};
@@ -110,18 +110,20 @@ pub fn write_fields(
     {
         out.field(b"Content-Type", value, Borrowed);
     }
-    // RFC 9110 8.6: none in a 204, and none in a 304 rather than a wrong one.
-    if !matches!(decision.status, 204 | 304) {
+    let framing = decision.framing(form);
+    if framing == Framing::Length {
         let mut digits = [0; 20];
         let mut number = Buffer::new(&mut digits);
         number.decimal(decision.content_length);
         out.field(b"Content-Length", number.written(), Made);
+    } else if framing == Framing::Chunked {
+        out.field(b"Transfer-Encoding", b"chunked", Borrowed);
     }
     write_validators(ex, decision, has_content, out);
     match slots.accept_ranges {
         Slot::Library => {
             let get_or_head = matches!(decision.method, Method::Get | Method::Head);
-            if has_content && !own_status && get_or_head {
+            if has_content && ex.has_ranges() && get_or_head {
                 out.field(b"Accept-Ranges", b"bytes", Made);
             }
         }

@@ -16,10 +16,11 @@ mod rules;
 pub mod validator;
 
 pub use buffer::Buffer;
-pub use decide::{Decision, decide};
+pub use decide::{Decision, Framing, decide};
 pub use fields::{is_field, trim};
 pub use head::{FieldSink, HeadForm, Source, write_body_text, write_fields, write_head};
 pub use range::{MAX_RANGES, Span, Spans, write_content_range};
+pub(crate) use rules::may_be_trailer;
 
 /// Why an exchange is refused. Nothing has been written then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,8 +84,12 @@ pub struct Modified {
 /// What is sent.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Representation<'a> {
-    /// In bytes.
+    /// In bytes; 0 if it `is_unsized`.
     pub length: u64,
+    /// Nobody knows how long it will be.
+    pub is_unsized: bool,
+    /// Only all of it can be had, from its start to its end.
+    pub is_unseekable: bool,
     /// Last-Modified, and the age of `etag`.
     pub modified: Option<Modified>,
     /// With its quotes, and `W/` if weak.
@@ -179,6 +184,12 @@ impl Exchange<'_> {
     /// with a status other than 200 the application has made up its mind.
     pub(crate) fn is_evaluated(&self) -> bool {
         self.evaluate && self.status == 200
+    }
+
+    /// Whether a part of it can be sent (RFC 9110 14.2).
+    pub(crate) fn has_ranges(&self) -> bool {
+        let Representation { is_unsized, is_unseekable, .. } = self.representation;
+        self.is_evaluated() && !is_unsized && !is_unseekable
     }
 }
 

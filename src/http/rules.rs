@@ -2,7 +2,7 @@
 
 use super::etag::EntityTag;
 use super::fields::{is_name, is_token, is_value};
-use super::{Error, Exchange, Rule, date};
+use super::{Error, Exchange, Representation, Rule, date};
 
 /// What a field's name means here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +66,39 @@ pub(super) fn classify(name: &[u8]) -> (Kind, u32) {
         }
     }
     (Kind::Other, 0)
+}
+
+/// RFC 9110 6.5.1: not what has to be known before the content: framing, routing, authentication, response controls,
+/// the content's format.
+pub(crate) fn may_be_trailer(name: &[u8]) -> bool {
+    const BEFORE: [&[u8]; 25] = [
+        b"TE",
+        b"Age",
+        b"Date",
+        b"Host",
+        b"Vary",
+        b"Expires",
+        b"Trailer",
+        b"Upgrade",
+        b"Location",
+        b"Connection",
+        b"Keep-Alive",
+        b"Set-Cookie",
+        b"Retry-After",
+        b"Content-Type",
+        b"Accept-Ranges",
+        b"Cache-Control",
+        b"Content-Range",
+        b"Content-Length",
+        b"Content-Encoding",
+        b"Content-Location",
+        b"WWW-Authenticate",
+        b"Proxy-Connection",
+        b"Transfer-Encoding",
+        b"Proxy-Authenticate",
+        b"Content-Disposition",
+    ];
+    !BEFORE.iter().any(|before| is_name(name, before))
 }
 
 /// Who provides a field that the library may produce.
@@ -142,7 +175,8 @@ impl Slots {
                         }
                         number.checked_mul(10)?.checked_add(u64::from(b - b'0'))
                     });
-                    if digits.is_empty() || number != Some(ex.representation.length) {
+                    let Representation { length, is_unsized, .. } = ex.representation;
+                    if digits.is_empty() || number != Some(length) || is_unsized {
                         return Err(Error::Field);
                     }
                 }
@@ -160,7 +194,7 @@ impl Slots {
                             ex.representation.modified.is_some_and(|m| date::is_representable(m.seconds))
                         }
                         SlotName::ETag => ex.representation.etag.is_some(),
-                        SlotName::AcceptRanges => ex.is_evaluated(),
+                        SlotName::AcceptRanges => ex.has_ranges(),
                     };
                     *slots.get_mut(name) = match header.rule {
                         Rule::Remove => Slot::Removed,

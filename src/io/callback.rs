@@ -1,7 +1,7 @@
 //! A function of the caller's as the place where bytes go: TLS in user space.
 
 use super::file::{self, Body, Stamp};
-use super::{Fault, Io};
+use super::{Fault, Io, Parts};
 use std::mem::MaybeUninit;
 
 /// Takes bytes: 1 to all of those that it is given, or says why not.
@@ -30,15 +30,20 @@ impl<W: Writer> Io for Callback<'_, W> {
 
     /// Together, as far as they fit into one record. Never less because more is there: after it had to wait, OpenSSL
     /// takes no fewer bytes than before.
-    fn send_pair(&mut self, first: &[u8], second: &[u8], more: bool) -> Result<usize, Fault> {
-        if first.is_empty() || second.is_empty() || first.len() >= RECORD {
-            return self.send(if first.is_empty() { second } else { first }, more);
+    fn send_parts(&mut self, parts: &Parts<'_>, more: bool) -> Result<usize, Fault> {
+        let mut filled = parts.iter().filter(|part| !part.is_empty());
+        let first = filled.next().copied().unwrap_or_default();
+        if first.len() >= RECORD || filled.next().is_none() {
+            return self.send(first, more);
         }
         let mut record = [MaybeUninit::<u8>::uninit(); RECORD];
-        let length = RECORD.min(first.len() + second.len());
-        record[..first.len()].write_copy_of_slice(first);
-        record[first.len()..length].write_copy_of_slice(&second[..length - first.len()]);
-        // SAFETY: both have just been written there.
+        let mut length = 0;
+        for part in parts {
+            let count = part.len().min(RECORD - length);
+            record[length..length + count].write_copy_of_slice(&part[..count]);
+            length += count;
+        }
+        // SAFETY: so many have just been written there.
         self.send(unsafe { record[..length].assume_init_ref() }, more)
     }
 

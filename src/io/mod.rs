@@ -37,6 +37,9 @@ pub(crate) enum Interest {
     Read,
 }
 
+/// Bytes that leave together: a head, what stands before a chunk, the chunk, and what stands behind it.
+pub(crate) type Parts<'a> = [&'a [u8]; 4];
+
 /// Where bytes come from and where they go: the kernel, a callback, or a test's script.
 pub(crate) trait Io {
     /// Sends some of `bytes`. `more` follow at once, so what is sent may wait for them.
@@ -45,13 +48,11 @@ pub(crate) trait Io {
     /// The most bytes that are put together for one `send`.
     const CHUNK: usize = usize::MAX;
 
-    /// Sends some of `first`, then of `second`, with one call if it can. One of them may be empty.
-    fn send_pair(&mut self, first: &[u8], second: &[u8], more: bool) -> Result<usize, Fault> {
-        match (first, second) {
-            ([], _) => self.send(second, more),
-            (_, []) => self.send(first, more),
-            _ => self.send(first, true),
-        }
+    /// Sends some of `parts`, one behind the other, with one call if it can. Some of them may be empty, but not all.
+    fn send_parts(&mut self, parts: &Parts<'_>, more: bool) -> Result<usize, Fault> {
+        let mut parts = parts.iter().filter(|part| !part.is_empty());
+        let first = parts.next().copied().unwrap_or_default();
+        self.send(first, more || parts.next().is_some())
     }
 
     /// Sends up to `length` bytes of the file from `offset` without copying them. Ok(0): its end.
@@ -65,6 +66,9 @@ pub(crate) trait Io {
 
     /// From now on, and until this is dropped, small pieces wait for each other.
     fn hold_back(&mut self) {}
+
+    /// What was sent leaves now, and doesn't wait for what the peer has yet to acknowledge.
+    fn push(&mut self) {}
 }
 
 /// Turns -1 into an error, and everything else into what it is.

@@ -2,7 +2,7 @@
 
 use super::file::{self, Body, Stamp};
 use super::sigpipe::Guard;
-use super::{Fault, Interest, Io, errno, syscall};
+use super::{Fault, Interest, Io, Parts, errno, syscall};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
@@ -58,9 +58,9 @@ impl Io for Socket<'_> {
             .map_err(|error| self.fault(&error))
     }
 
-    fn send_pair(&mut self, first: &[u8], second: &[u8], more: bool) -> Result<usize, Fault> {
-        let piece = |bytes: &[u8]| libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-        let mut pieces = [piece(first), piece(second)];
+    fn send_parts(&mut self, parts: &Parts<'_>, more: bool) -> Result<usize, Fault> {
+        let mut pieces =
+            parts.map(|bytes| libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() });
         // SAFETY: a struct of integers and pointers, for which zero is a valid value.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = pieces.as_mut_ptr();
@@ -99,14 +99,25 @@ impl Io for Socket<'_> {
     /// small segments, and with Nagle's algorithm wait 40 ms for each other. A socket that
     /// isn't TCP has no such option, and needs none.
     fn hold_back(&mut self) {
-        self.corked = !self.corked && cork(self.fd) == Some(0) && set_cork(self.fd, 1).is_ok();
+        self.corked = !self.corked
+            && option(self.fd, libc::TCP_CORK) == Some(0)
+            && set_option(self.fd, libc::TCP_CORK, 1).is_ok();
+    }
+
+    /// Nagle's algorithm keeps a small segment until all before it is acknowledged, which takes 40 ms with a peer that
+    /// delays that. Most hosts have switched it off. If not, setting TCP_NODELAY sends what waits (tcp(7)), and then the
+    /// host has its setting back.
+    fn push(&mut self) {
+        if option(self.fd, libc::TCP_NODELAY) == Some(0) && set_option(self.fd, libc::TCP_NODELAY, 1).is_ok() {
+            let _ = set_option(self.fd, libc::TCP_NODELAY, 0);
+        }
     }
 }
 
 impl Drop for Socket<'_> {
     fn drop(&mut self) {
         if self.corked {
-            let _ = set_cork(self.fd, 0);
+            let _ = set_option(self.fd, libc::TCP_CORK, 0);
         }
         if (self.cut_short || self.peer_closed)
             && let Some(guard) = &self.guard
@@ -124,16 +135,17 @@ pub(crate) fn queued(fd: RawFd) -> u64 {
     told.ok().and_then(|_| u64::try_from(count).ok()).unwrap_or(0)
 }
 
-fn cork(fd: RawFd) -> Option<libc::c_int> {
+/// An option of tcp(7); None if the socket isn't TCP.
+fn option(fd: RawFd, name: libc::c_int) -> Option<libc::c_int> {
     let mut value: libc::c_int = 0;
     let mut size = size_of_val(&value) as libc::socklen_t;
-    syscall!(getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_CORK, (&raw mut value).cast(), &raw mut size)).ok()?;
+    syscall!(getsockopt(fd, libc::IPPROTO_TCP, name, (&raw mut value).cast(), &raw mut size)).ok()?;
     Some(value)
 }
 
-fn set_cork(fd: RawFd, value: libc::c_int) -> io::Result<usize> {
+fn set_option(fd: RawFd, name: libc::c_int, value: libc::c_int) -> io::Result<usize> {
     let size = size_of_val(&value) as libc::socklen_t;
-    syscall!(setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_CORK, (&raw const value).cast(), size))
+    syscall!(setsockopt(fd, libc::IPPROTO_TCP, name, (&raw const value).cast(), size))
 }
 
 #[cfg(test)]

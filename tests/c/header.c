@@ -74,7 +74,7 @@ ASSERT(sendgate_range_size, sizeof(struct sendgate_range) == 16);
 OFFSET(sendgate_range, offset, 0);
 OFFSET(sendgate_range, length, 8);
 
-ASSERT(sendgate_decision_size, sizeof(struct sendgate_decision) == 40);
+ASSERT(sendgate_decision_size, sizeof(struct sendgate_decision) == 48);
 OFFSET(sendgate_decision, size, 0);
 OFFSET(sendgate_decision, http_status, 8);
 OFFSET(sendgate_decision, keep_alive, 12);

@@ -54,7 +54,8 @@ from ._errors import (
 from ._headers import Headers
 from ._receive import BufferPool, recv_file, recv_into
 from ._sender import Sender
-from ._types import Completion, Connection, Decision, HeadForm, Result, Rule, Step
+from ._stream import Stream
+from ._types import Completion, Connection, Decision, Framing, HeadForm, Result, Rule, Step
 
 __all__ = [
     "ArgumentError",
@@ -70,6 +71,7 @@ __all__ = [
     "FileChangedError",
     "ForkedError",
     "FrozenError",
+    "Framing",
     "HeadForm",
     "Headers",
     "IOFailedError",
@@ -87,6 +89,7 @@ __all__ = [
     "SendgateError",
     "Sender",
     "Step",
+    "Stream",
     "Transfer",
     "TransferCancelledError",
     "TruncatedError",

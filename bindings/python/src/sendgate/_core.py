@@ -30,6 +30,7 @@ from ._types import (
     Connection,
     Decision,
     FileArg,
+    Framing,
     Headers,
     HeadForm,
     LastModified,
@@ -56,7 +57,7 @@ _SIZES = {
     "sendgate_header": 40,
     "sendgate_exchange": 88,
     "sendgate_range": 16,
-    "sendgate_decision": 40,
+    "sendgate_decision": 48,
     "sendgate_sink": 48,
     "sendgate_result": 48,
     "sendgate_source": 48,
@@ -92,7 +93,7 @@ def _check_library() -> None:
     sizes = {name: ffi.sizeof(name) for name in _SIZES}
     if struct.calcsize("P") == 8 and sizes != _SIZES:
         raise ImportError(f"sendgate: the structs of sendgate.h have sizes {sizes}, this package expects {_SIZES}")
-    for enumeration, prefix in ((Connection, "CONN"), (HeadForm, "HEAD"), (Rule, "RULE")):
+    for enumeration, prefix in ((Connection, "CONN"), (Framing, "FRAMING"), (HeadForm, "HEAD"), (Rule, "RULE")):
         for member in enumeration:
             if getattr(lib, f"SENDGATE_{prefix}_{member.name}") != member.value:
                 raise ImportError(f"sendgate: {enumeration.__name__}.{member.name} differs from sendgate.h")
@@ -126,6 +127,8 @@ _EXCEPTIONS: dict[int, type[_errors.SendgateError]] = {
     lib.SENDGATE_ERR_REQUEST: _errors.RequestError,
     lib.SENDGATE_ERR_FORKED: _errors.ForkedError,
     lib.SENDGATE_ERR_INCOMPLETE: _errors.IncompleteError,
+    lib.SENDGATE_ERR_FROZEN: _errors.FrozenError,
+    lib.SENDGATE_ERR_EXCESS: _errors.ExcessError,
 }
 
 
@@ -534,6 +537,30 @@ def open_beneath(
     return File(int(fd[0]), rep, tag)
 
 
+class _Produced:
+    """What a stream has in the place of a file: content of so many bytes (None: nobody knows how many) that is produced
+    while it is sent.
+    """
+
+    __slots__ = ("length", "seekable")
+
+    def __init__(self, length: int | None, seekable: bool) -> None:
+        if seekable and length is None:
+            raise _invalid("a stream whose parts are to be sent needs a length")
+        self.length = None if length is None else _int(length, 0, _INT64_MAX, "length")
+        self.seekable = seekable
+
+    def rep(self) -> Any:
+        rep = _new(_REP)
+        rep.kind = lib.SENDGATE_REP_STREAM
+        rep.fd = -1
+        rep.length = self.length or 0
+        rep.flags = lib.SENDGATE_REP_SEEKABLE if self.seekable else 0
+        if self.length is None:
+            rep.flags |= lib.SENDGATE_REP_UNSIZED
+        return rep
+
+
 class _Source:
     """A file argument as the library wants it. ``close`` ends what it borrowed or opened."""
 
@@ -544,11 +571,14 @@ class _Source:
     start: int
 
     def __init__(
-        self, file: FileArg, offset: int | None, length: int | None, etag_inode: bool, etag_ctime: bool
+        self, file: FileArg | _Produced, offset: int | None, length: int | None, etag_inode: bool, etag_ctime: bool
     ) -> None:
         self._owned = -1
         self._view: Any = None
         self._keep: list[Any] = []
+        if isinstance(file, _Produced):
+            self.rep, self.start = file.rep(), 0
+            return
         try:
             start = self._open(file, _etag_flags(etag_inode, etag_ctime))
             self._cut(start if offset is None else _int(offset, 0, _INT64_MAX, "offset"), length)
@@ -681,7 +711,7 @@ class _Exchange:
     def __init__(
         self,
         request: Request | None,
-        file: FileArg,
+        file: FileArg | _Produced,
         *,
         headers: Headers = (),
         content_type: Text | None = None,
@@ -761,6 +791,7 @@ class _Exchange:
             ranges=tuple((int(r.offset), int(r.length)) for r in ranges[0 : decision.n_ranges]),
             fields=() if c.head == lib.SENDGATE_HEAD_GIVEN else _head_fields(c),
             head=_head_bytes(c),
+            framing=Framing(decision.framing),
         )
 
     def respond(self, sink: _Sink) -> Result:

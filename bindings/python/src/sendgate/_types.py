@@ -71,6 +71,19 @@ class HeadForm(enum.IntEnum):
     NONE = 2
 
 
+class Framing(enum.IntEnum):
+    """How the client tells where the content ends (RFC 9112 6)."""
+
+    #: No content follows, and no length is told: 204, 304, and HEAD of what nobody knows the length of.
+    NONE = 0
+    #: By Content-Length.
+    LENGTH = 1
+    #: By Transfer-Encoding: chunked.
+    CHUNKED = 2
+    #: By the end of the connection, or for HeadForm.CGI of the response.
+    CLOSE = 3
+
+
 class Decision(NamedTuple):
     """What the answer to a request is. Made by ``decide``."""
 
@@ -88,6 +101,8 @@ class Decision(NamedTuple):
     fields: tuple[tuple[str, str], ...]
     #: The head as bytes, status line and empty line included.
     head: bytes
+    #: How the content is framed; LENGTH or NONE, but for a ``Stream`` of unknown length.
+    framing: Framing
 
 
 class Result(NamedTuple):
