@@ -1,8 +1,14 @@
-"""Django under ASGI: a FileResponse leaves by the library, with conditions and ranges, and not by way of memory.
+"""Django: responses that middleware can't spoil, middleware that doesn't spoil responses, and files under ASGI.
+
+    from sendgate.django import FileResponse, HttpResponse, StreamingHttpResponse
+
+in the place of those of ``django.http``: headers and content of theirs can be frozen, and content that streams is sent
+as it is made, on every server, under WSGI and ASGI alike.
 
     from sendgate.django import get_asgi_application
 
-in the place of that of ``django.core.asgi``, in a project's asgi.py. Views and middleware stay as they are.
+in the place of that of ``django.core.asgi``, in a project's asgi.py: a FileResponse leaves by the library, with
+conditions and ranges, and not by way of memory. Views and middleware stay as they are.
 
 Django reads all of a file into memory before it sends the first byte of it, because it can't read files without
 blocking its event loop. Here that is the server's to send, on those of this package (``sendgate.uvicorn``), or it is
@@ -18,11 +24,13 @@ from typing import TYPE_CHECKING, Any
 import django
 from asgiref.sync import sync_to_async
 from django.core.handlers.asgi import ASGIHandler
-from django.http import FileResponse, StreamingHttpResponse
 
 from ._adapters import check_hooks
 from ._answer import as_given, conditional, content_length, is_sound, limited, may_be_less
 from ._core import Request
+from ._django_freezing import KNOWN, FreezeMixin
+from ._django_middleware import CacheMiddleware, GZipMiddleware, UpdateCacheMiddleware, cache_page
+from ._django_responses import FileResponse, HttpResponse, StreamingHttpResponse
 from .asgi import give
 from .wsgi import FileWrapper
 
@@ -30,13 +38,19 @@ if TYPE_CHECKING:
     from ._answer import Answer
     from .asgi import Application, Message, Receive, Scope, Send
 
-__all__ = ["get_asgi_application"]
+__all__ = [
+    "CacheMiddleware",
+    "FileResponse",
+    "FreezeMixin",
+    "GZipMiddleware",
+    "HttpResponse",
+    "StreamingHttpResponse",
+    "UpdateCacheMiddleware",
+    "cache_page",
+    "get_asgi_application",
+]
 
-_KNOWN = f"sendgate.django, which works with Django 4.2 to 6.1, not {django.get_version()},"
-check_hooks(_KNOWN, ASGIHandler, "handle", "send_response")
-# From 4.2 on a response that streams may be asynchronous.
-check_hooks(_KNOWN, StreamingHttpResponse, "__aiter__", "close")
-check_hooks(_KNOWN, FileResponse, "set_headers")
+check_hooks(KNOWN, ASGIHandler, "handle", "send_response")
 
 #: Since 5.0 Django itself waits for the client to leave, as long as a response is sent, and cancels that then.
 _WATCHES = hasattr(ASGIHandler, "listen_for_disconnect")
@@ -138,6 +152,7 @@ def _answer(response: Any, scope: Scope) -> Answer | None:
         return None
     file, offset, length = content
     length = limited(headers, length, lambda text: _logger.warning("%s: %s", scope["path"], text))
-    if may_be_less(scope["method"], status, headers):
+    decided = getattr(response, "decided", False)
+    if not decided and may_be_less(scope["method"], status, headers):
         return conditional(request, headers, file, offset, length, wrapper.close, {})
     return as_given(request, status, headers, file, offset, length, wrapper.close)

@@ -1,0 +1,8 @@
+"""The ASGI application."""
+
+import os
+
+from sendgate.django import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "mysite.settings")
+application = get_asgi_application()
