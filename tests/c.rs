@@ -204,7 +204,7 @@ macro_rules! programs {
 
 programs! {
     header respond transfer split structs head given_head simple open tls receive receive_faults
-    sender_disk sender sender_host sender_peers sender_threads sender_faults sender_many
+    sender_disk sender sender_host sender_peers sender_threads sender_faults sender_many stream
 }
 
 /// The header by itself is clean in every C and C++ that it is for, with each compiler that is installed.
