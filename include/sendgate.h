@@ -241,6 +241,20 @@ extern "C" {
 #define SENDGATE_SINK_TRY_NOW 2
 
 /**
+ * FastCGI: the request came with FCGI_KEEP_CONN, so a complete answer leaves the connection
+ * reusable.
+ */
+#define SENDGATE_SINK_FCGI_KEEP 4
+
+/**
+ * FastCGI: content that turns out to be shorter than announced is ended properly, if it ends
+ * between two records: for nginx without kept connections, which waits for the end and notices what
+ * is missing. lighttpd, and nginx with kept connections, notice that only if the connection is
+ * closed without it. The call fails with SENDGATE_ERR_TRUNCATED either way.
+ */
+#define SENDGATE_SINK_FCGI_END_SHORT 8
+
+/**
  * No byte was written by this library: another answer may still be sent, unless you have sent a
  * head of your own (SENDGATE_HEAD_NONE).
  */
@@ -266,6 +280,117 @@ extern "C" {
  * before the call is made again, for the rest. Timeouts are then the caller's.
  */
 #define SENDGATE_SOURCE_TRY_NOW 1
+
+/**
+ * Types of records (FastCGI 1.0, 8).
+ */
+#define SENDGATE_FCGI_TYPE_BEGIN_REQUEST 1
+
+/**
+ * See SENDGATE_FCGI_TYPE_BEGIN_REQUEST.
+ */
+#define SENDGATE_FCGI_TYPE_ABORT_REQUEST 2
+
+/**
+ * See SENDGATE_FCGI_TYPE_BEGIN_REQUEST.
+ */
+#define SENDGATE_FCGI_TYPE_END_REQUEST 3
+
+/**
+ * See SENDGATE_FCGI_TYPE_BEGIN_REQUEST.
+ */
+#define SENDGATE_FCGI_TYPE_PARAMS 4
+
+/**
+ * See SENDGATE_FCGI_TYPE_BEGIN_REQUEST.
+ */
+#define SENDGATE_FCGI_TYPE_STDIN 5
+
+/**
+ * See SENDGATE_FCGI_TYPE_BEGIN_REQUEST.
+ */
+#define SENDGATE_FCGI_TYPE_STDOUT 6
+
+/**
+ * See SENDGATE_FCGI_TYPE_BEGIN_REQUEST.
+ */
+#define SENDGATE_FCGI_TYPE_STDERR 7
+
+/**
+ * See SENDGATE_FCGI_TYPE_BEGIN_REQUEST.
+ */
+#define SENDGATE_FCGI_TYPE_DATA 8
+
+/**
+ * See SENDGATE_FCGI_TYPE_BEGIN_REQUEST.
+ */
+#define SENDGATE_FCGI_TYPE_GET_VALUES 9
+
+/**
+ * See SENDGATE_FCGI_TYPE_BEGIN_REQUEST.
+ */
+#define SENDGATE_FCGI_TYPE_GET_VALUES_RESULT 10
+
+/**
+ * See SENDGATE_FCGI_TYPE_BEGIN_REQUEST.
+ */
+#define SENDGATE_FCGI_TYPE_UNKNOWN_TYPE 11
+
+/**
+ * How a request ended (FastCGI 1.0, 5.5): it was answered.
+ */
+#define SENDGATE_FCGI_STATUS_REQUEST_COMPLETE 0
+
+/**
+ * Refused: another one is under way on this connection.
+ */
+#define SENDGATE_FCGI_STATUS_CANT_MPX_CONN 1
+
+/**
+ * Refused: there is too much to do.
+ */
+#define SENDGATE_FCGI_STATUS_OVERLOADED 2
+
+/**
+ * Refused: not a Responder's.
+ */
+#define SENDGATE_FCGI_STATUS_UNKNOWN_ROLE 3
+
+/**
+ * sendgate_fcgi_feed: all bytes were taken, and nothing has happened yet.
+ */
+#define SENDGATE_FCGI_NOTHING 0
+
+/**
+ * A request has begun, and these are all of its parameters.
+ */
+#define SENDGATE_FCGI_PARAMS 1
+
+/**
+ * Some of the request's content; an empty one is its end. It may be answered at any time from
+ * SENDGATE_FCGI_PARAMS on.
+ */
+#define SENDGATE_FCGI_STDIN 2
+
+/**
+ * The front server doesn't want the answer any more: stop, and end the request.
+ */
+#define SENDGATE_FCGI_ABORT 3
+
+/**
+ * data has to be sent, before anything that follows, and not within an answer's record: a request
+ * was refused, or the front server has asked for something. With keep_conn 0 close the connection
+ * then.
+ */
+#define SENDGATE_FCGI_REPLY 4
+
+/**
+ * One connection of a front server, as far as it has been read: it takes the bytes that come, cut
+ * anywhere, and tells what they are. Does no I/O. One request at a time: a second one that is begun
+ * before the first is over is refused with FCGI_CANT_MPX_CONN. Used by one thread at a time. Freed
+ * by sendgate_fcgi_free.
+ */
+typedef struct sendgate_fcgi sendgate_fcgi;
 
 /**
  * The fields of a response, while several parties have a say in them: a list for
@@ -585,6 +710,71 @@ typedef struct sendgate_decision {
 } sendgate_decision;
 
 /**
+ * What a connection may bring. NULL in place of it means zeros.
+ */
+typedef struct sendgate_fcgi_options {
+    /**
+     * sizeof(sendgate_fcgi_options).
+     */
+    size_t size;
+    /**
+     * Bytes of a request's parameters, as they are encoded; one with more is answered with 431. 0
+     * means 262144.
+     */
+    uint32_t max_params;
+    /**
+     * What a front server is told that asks for FCGI_MAX_CONNS; 0 means 1.
+     */
+    uint32_t max_connections;
+    /**
+     * What a front server is told that asks for FCGI_MAX_REQS; 0 means as max_connections.
+     */
+    uint32_t max_requests;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+} sendgate_fcgi_options;
+
+/**
+ * What has come on a FastCGI connection.
+ */
+typedef struct sendgate_fcgi_event {
+    /**
+     * sizeof(sendgate_fcgi_event).
+     */
+    size_t size;
+    /**
+     * SENDGATE_FCGI_NOTHING, _PARAMS, _STDIN, _ABORT or _REPLY.
+     */
+    uint32_t kind;
+    /**
+     * Of the request that is under way; 0: there is none.
+     */
+    uint32_t request_id;
+    /**
+     * 1: the connection is to be kept afterwards, else 0.
+     */
+    uint32_t keep_conn;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+    /**
+     * PARAMS: names and values, as they came. Valid until the next call.
+     */
+    const struct sendgate_field *params;
+    /**
+     * PARAMS: how many.
+     */
+    size_t n_params;
+    /**
+     * STDIN: content. REPLY: what has to be sent.
+     */
+    struct sendgate_str data;
+} sendgate_fcgi_event;
+
+/**
  * For TLS in user space; kernel TLS needs only fd.
  *
  * Put up to cap bytes into data, set *len and return SENDGATE_OK, where a *len of 0 is the end of
@@ -728,6 +918,16 @@ typedef struct sendgate_sink {
      * 0 means any. Less is SENDGATE_ERR_TIMEOUT.
      */
     uint64_t min_rate;
+    /**
+     * Not 0: the answer is to a request with this id, at most 65535, on a FastCGI connection. It is
+     * sent in STDOUT records, and ended (FastCGI 1.0, 5.3 and 5.5). With SENDGATE_HEAD_CGI, or
+     * _NONE or _GIVEN if your own head says the same; with _HTTP1 it is SENDGATE_ERR_INVALID.
+     */
+    uint32_t fcgi_request_id;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
 } sendgate_sink;
 
 /**
@@ -989,6 +1189,11 @@ typedef struct sendgate_completion {
 #define SENDGATE_ERR_EXCESS -21
 
 /**
+ * Not FastCGI, or against its rules: close the connection.
+ */
+#define SENDGATE_ERR_FASTCGI -22
+
+/**
  * The loaded library: major << 16 | minor << 8 | patch.
  */
 uint32_t sendgate_version(void);
@@ -1098,6 +1303,84 @@ sendgate_status sendgate_head_fields(const struct sendgate_exchange *ex,
                                      size_t scratch_cap,
                                      size_t *n_fields,
                                      size_t *needed);
+
+/**
+ * Make a handle for a new connection. options NULL: zeros.
+ */
+sendgate_status sendgate_fcgi_new(const struct sendgate_fcgi_options *options,
+                                  struct sendgate_fcgi **out);
+
+/**
+ * Take bytes that have come, up to the next event. *used is how many were taken; the others are for
+ * the next call. SENDGATE_OK: out tells what has happened. SENDGATE_WANT_READ: nothing yet, and all
+ * bytes were taken. What out points to is valid until the next call, and its data points into data
+ * if it is content. SENDGATE_ERR_FASTCGI: what came is no FastCGI, or against its rules; close the
+ * connection. Every further call says the same.
+ */
+sendgate_status sendgate_fcgi_feed(struct sendgate_fcgi *fcgi,
+                                   const uint8_t *data,
+                                   size_t len,
+                                   size_t *used,
+                                   struct sendgate_fcgi_event *out);
+
+/**
+ * The answer to the request was sent: from now on another one may begin. What is still to come of
+ * its content is skipped. Without FCGI_KEEP_CONN, close the connection instead.
+ */
+sendgate_status sendgate_fcgi_end(struct sendgate_fcgi *fcgi);
+
+/**
+ * Free the handle; NULL is fine. Not while another call uses it.
+ */
+void sendgate_fcgi_free(struct sendgate_fcgi *fcgi);
+
+/**
+ * Fill all of req but target from a request's parameters, or a CGI program's environment (RFC 3875
+ * 4.1): REQUEST_METHOD, SERVER_PROTOCOL, and HTTP_ and a field's name. req borrows them.
+ */
+sendgate_status sendgate_request_from_params(struct sendgate_request *req,
+                                             const struct sendgate_field *params,
+                                             size_t n_params);
+
+/**
+ * Write a record's header to out, 8 bytes: record_type is a SENDGATE_FCGI_TYPE_ or another up to 255,
+ * request_id and content_len are at most 65535. content_len bytes have to follow, and then *padding
+ * bytes (0 to 7; any value), so that the next record begins at a multiple of 8. padding NULL: none.
+ */
+sendgate_status sendgate_fcgi_header(uint8_t *out,
+                                     uint32_t record_type,
+                                     uint32_t request_id,
+                                     uint32_t content_len,
+                                     uint32_t *padding);
+
+/**
+ * Write an END_REQUEST record to out, 16 bytes. protocol_status is a SENDGATE_FCGI_STATUS_.
+ */
+sendgate_status sendgate_fcgi_end_request(uint8_t *out,
+                                          uint32_t request_id,
+                                          uint32_t app_status,
+                                          uint32_t protocol_status);
+
+/**
+ * The name-value pairs of a stream of parameters, all of it (FastCGI 1.0, 3.4), as fields that point
+ * into data. SENDGATE_ERR_NO_SPACE: *n_params is the cap to call with. SENDGATE_ERR_FASTCGI: a length
+ * leads past the end.
+ */
+sendgate_status sendgate_fcgi_decode_params(const uint8_t *data,
+                                            size_t len,
+                                            struct sendgate_field *params,
+                                            size_t cap,
+                                            size_t *n_params);
+
+/**
+ * The other way: the pairs as one stream of bytes. SENDGATE_ERR_NO_SPACE: *len is the cap to call
+ * with.
+ */
+sendgate_status sendgate_fcgi_encode_params(const struct sendgate_field *params,
+                                            size_t n_params,
+                                            uint8_t *buf,
+                                            size_t cap,
+                                            size_t *len);
 
 /**
  * Make an empty list.

@@ -1,6 +1,7 @@
 //! One answer to give: what is said, what is sent, and where it goes. The drivers
 //! (`respond`, `resumable`, `sender`) take it.
 
+use crate::fastcgi::records::Records;
 use crate::http::{self, Exchange, HeadForm, HeaderList, Representation, Request};
 use crate::io::Fault;
 use crate::io::file::{self, Body};
@@ -25,6 +26,8 @@ pub(crate) struct Answer<'a, H> {
     pub(crate) copy: bool,
     /// fstat before each step.
     pub(crate) check: bool,
+    /// Framed as FastCGI's records.
+    pub(crate) records: Option<Records>,
     /// Its content comes from the caller, piece by piece: `body` has none.
     pub(crate) is_stream: bool,
 }
@@ -50,6 +53,7 @@ impl<H: HeaderList> Answer<'_, H> {
         if self.is_stream {
             return Err(http::Error::Invalid.into());
         }
+        self.check_form()?;
         let mut stamp = None;
         if self.check && matches!(self.body, Body::File { .. }) {
             let now = file::stamp(&self.body).map_err(|fault| match fault {
@@ -62,7 +66,15 @@ impl<H: HeaderList> Answer<'_, H> {
             }
             stamp = Some(now);
         }
-        transfer.start(&self.exchange(), self.form, self.copy, stamp)
+        transfer.start(&self.exchange(), self.form, self.copy, stamp, self.records)
+    }
+
+    /// Front servers take a status line for content, and answer 200 or 500.
+    pub(crate) fn check_form(&self) -> Result<(), Refusal> {
+        if self.records.is_some() && self.form == HeadForm::Http1 {
+            return Err(http::Error::Invalid.into());
+        }
+        Ok(())
     }
 }
 

@@ -15,6 +15,7 @@
 
 pub(crate) mod answer;
 pub(crate) mod deadline;
+pub(crate) mod fastcgi;
 pub mod ffi;
 pub(crate) mod headers;
 pub mod http;

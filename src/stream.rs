@@ -9,6 +9,7 @@
 
 use crate::answer::{Answer, Sink};
 use crate::deadline::{Deadline, Limits};
+use crate::fastcgi::records::{Records, TEXT_MAX};
 use crate::http::{self, Buffer, Decision, Framing, HeaderList, Span, Spans, is_field, may_be_trailer};
 use crate::io::callback::{Callback, Writer};
 use crate::io::file::Body;
@@ -46,6 +47,8 @@ pub(crate) struct Stream<W> {
     /// What stands between chunks, and how much of it was sent.
     frame: Vec<u8>,
     frame_sent: usize,
+    /// For FastCGI.
+    records: Option<Records>,
     /// All bytes that were sent.
     sent: u64,
     state: State,
@@ -97,6 +100,7 @@ impl<W: Writer + Copy> Stream<W> {
             chunk_left: 0,
             frame: Vec::new(),
             frame_sent: 0,
+            records: None,
             sent: 0,
             state: State::Idle,
         }
@@ -122,6 +126,7 @@ impl<W: Writer + Copy> Stream<W> {
         if !answer.is_stream {
             return Err(http::Error::Invalid.into());
         }
+        answer.check_form()?;
         let ex = answer.exchange();
         let mut spans = Spans::new();
         let decision = http::decide(&ex, &mut spans)?;
@@ -139,7 +144,8 @@ impl<W: Writer + Copy> Stream<W> {
             && self.left.is_some()
             && (representation.is_unsized || representation.length > 0);
         self.http_status = decision.status;
-        self.keep_alive = decision.keep_alive;
+        self.records = answer.records;
+        self.keep_alive = self.records.map_or(decision.keep_alive, |records| records.ending.keep);
         (self.chunk_left, self.frame_sent) = (0, 0);
         (self.sink, self.limits, self.try_now) = (Some(sink), limits, try_now);
         self.until = limits.total.filter(|_| !try_now).and_then(|total| Instant::now().checked_add(total));
@@ -190,8 +196,9 @@ impl<W: Writer + Copy> Stream<W> {
                 if !trailers.clone().all(|(name, value)| is_field(name, value) && may_be_trailer(name)) {
                     return Err(Refused::Field);
                 }
-                if self.chunk_left > 0 || !self.discards && self.left.is_some_and(|left| left > 0) {
-                    return Ok(self.fail(Failure::Truncated.into()));
+                let is_owed = self.chunk_left > 0 || self.records.is_some_and(|records| records.left() > 0);
+                if is_owed || !self.discards && self.left.is_some_and(|left| left > 0) {
+                    return Ok(self.cut_short());
                 }
                 if self.framing == Framing::Chunked {
                     let write = |out: &mut Buffer<'_>| {
@@ -223,11 +230,6 @@ impl<W: Writer + Copy> Stream<W> {
         self.state == State::Ended(Ok(()))
     }
 
-    /// Whether nothing was sent.
-    pub(crate) fn is_untouched(&self) -> bool {
-        self.sent == 0
-    }
-
     pub(crate) fn outcome(&self) -> Outcome {
         if self.http_status == 0 {
             return Outcome::default();
@@ -244,7 +246,22 @@ impl<W: Writer + Copy> Stream<W> {
             head_sent: self.plan.head_sent(),
             body_sent,
             body_length,
+            touched: self.sent > 0,
         }
+    }
+
+    /// Less has come than was announced. Where that can be said properly, it is.
+    fn cut_short(&mut self) -> Result<Step, Cut> {
+        if let Some(records) = &mut self.records
+            && records.ending.ends_short
+            && self.sent > 0
+            && records.is_between()
+        {
+            records.finish();
+            // If that doesn't leave at once, closing the connection has to be enough.
+            self.drive(&[], true).1?;
+        }
+        self.fail(Failure::Truncated.into())
     }
 
     fn fail(&mut self, cut: Cut) -> Result<Step, Cut> {
@@ -303,10 +320,11 @@ impl<W: Writer + Copy> Stream<W> {
     /// One call that sends. How many bytes of `data` it took; None: there is nothing to send any more.
     fn send_some(&mut self, io: &mut impl Io, data: &[u8], flush: bool) -> Result<Option<usize>, Fault> {
         let counted = self.left.is_some();
+        let ending = self.state == State::Ending;
         if self.framing == Framing::Chunked && self.chunk_left == 0 && !data.is_empty() {
             self.begin_chunk(data.len() as u64);
         }
-        let (text, span, is_last) = self.plan.current();
+        let (mut text, span, is_last) = self.plan.current();
         // A part's head waits for its content.
         if data.is_empty() && self.frame_sent == self.frame.len() && !flush && (text.is_empty() || span.length > 0) {
             return Ok(None);
@@ -316,10 +334,26 @@ impl<W: Writer + Copy> Stream<W> {
             Framing::Chunked => self.chunk_left,
             Framing::Close => u64::MAX,
         };
-        let piece = &data[..usize::try_from(limit).map_or(data.len(), |limit| limit.min(data.len()))];
+        let mut piece = up_to(data, limit);
         let ends_chunk = self.framing == Framing::Chunked && !piece.is_empty() && piece.len() as u64 == self.chunk_left;
-        let tail: &[u8] = if ends_chunk { b"\r\n" } else { b"" };
-        let parts = [text, &self.frame[self.frame_sent..], piece, tail];
+        let mut after: &[u8] = if ends_chunk { b"\r\n" } else { b"" };
+        let (mut space, mut before) = ([0; TEXT_MAX], &[][..]);
+        let tail = self.records.map(|records| records.tail());
+        if let (Some(records), Some(tail)) = (&mut self.records, &tail) {
+            let whole = text.len();
+            if whole + piece.len() > 0 {
+                records.begin((whole + piece.len()) as u64);
+            } else if ending {
+                records.finish();
+            }
+            before = records.text(&mut space);
+            text = up_to(text, records.left());
+            piece = up_to(piece, records.left() - text.len() as u64);
+            if ending && whole > 0 && text.len() == whole && is_last {
+                after = tail;
+            }
+        }
+        let parts = [before, text, &self.frame[self.frame_sent..], piece, after];
         if parts.iter().all(|part| part.is_empty()) {
             return Ok(None);
         }
@@ -328,22 +362,30 @@ impl<W: Writer + Copy> Stream<W> {
         let mut rest = io.send_parts(&parts, data.len() > piece.len() || closes)?;
         let lengths = parts.map(<[u8]>::len);
         self.sent += rest as u64;
-        let mut taken = [0; 4];
+        let mut taken = [0; 5];
         for (taken, length) in taken.iter_mut().zip(lengths) {
             *taken = rest.min(length);
             rest -= *taken;
         }
-        let [text, frame, piece, tail] = taken;
+        let [before, text, frame, piece, after] = taken;
+        if let Some(records) = &mut self.records {
+            records.pass_text(before);
+            records.pass_content(text + piece);
+            if after > 0 {
+                records.finish();
+                records.pass_text(after);
+            }
+        }
         self.plan.advance((text + if counted { piece } else { 0 }) as u64);
         self.frame_sent += frame;
         self.content_sent += piece as u64;
         self.left = self.left.map(|left| left - piece as u64);
         if self.framing == Framing::Chunked {
             self.chunk_left -= piece as u64;
-            if ends_chunk && piece == lengths[2] && tail < lengths[3] {
+            if ends_chunk && piece == lengths[3] && after < lengths[4] {
                 self.frame.clear();
                 self.frame.extend_from_slice(b"\r\n");
-                self.frame_sent = tail;
+                self.frame_sent = after;
             }
         }
         if self.frame_sent == self.frame.len() {
@@ -366,6 +408,11 @@ impl<W: Writer + Copy> Stream<W> {
     }
 }
 
+/// The first `limit` bytes, or all.
+fn up_to(bytes: &[u8], limit: u64) -> &[u8] {
+    usize::try_from(limit).ok().and_then(|limit| bytes.get(..limit)).unwrap_or(bytes)
+}
+
 /// What `write` writes, behind what is there.
 fn append(frame: &mut Vec<u8>, write: impl Fn(&mut Buffer<'_>)) -> Result<(), OutOfMemory> {
     let mut counter = Buffer::new(&mut []);
@@ -380,6 +427,7 @@ fn append(frame: &mut Vec<u8>, write: impl Fn(&mut Buffer<'_>)) -> Result<(), Ou
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fastcgi::records::Ending;
     use crate::http::{HeadForm, Header, MAX_RANGES, Representation, Request, Rule};
     use crate::io::Interest;
     use std::cell::RefCell;
@@ -387,6 +435,7 @@ mod tests {
 
     const LENGTH: u64 = 60;
     const HEADERS: [Header<'_>; 1] = [Header { name: b"X", value: b"y", rule: Rule::Append, frozen: false }];
+    const ENDING: Ending = Ending { keep: true, ends_short: false };
     const LIMITS: Limits = Limits { idle: Duration::from_secs(1), total: None, min_rate: 0 };
 
     #[derive(Clone, Copy, Debug)]
@@ -398,6 +447,7 @@ mod tests {
         is_unsized: bool,
         form: HeadForm<'static>,
         status: u16,
+        records: Option<Ending>,
     }
 
     fn cases() -> Vec<Case> {
@@ -409,9 +459,10 @@ mod tests {
             is_unsized: false,
             form: HeadForm::Http1,
             status: 200,
+            records: None,
         };
         let unsized_ = Case { is_unsized: true, ..base };
-        vec![
+        [
             base,
             Case { range: b"bytes=5-9", ..base },
             Case { range: b"bytes=0-9,20-29,50-50", ..base },
@@ -431,6 +482,13 @@ mod tests {
             Case { status: 204, ..unsized_ },
             Case { status: 500, ..unsized_ },
         ]
+        .into_iter()
+        .flat_map(|case| {
+            let framed = Case { records: Some(ENDING), form: HeadForm::Cgi, ..case };
+            [Some(case), Some(framed).filter(|_| case.form == HeadForm::Http1)]
+        })
+        .flatten()
+        .collect()
     }
 
     fn content(span: Span) -> Vec<u8> {
@@ -466,6 +524,7 @@ mod tests {
                 evaluate: true,
                 copy: false,
                 check: false,
+                records: self.records.map(|ending| Records::new(7, ending)),
                 is_stream: true,
             }
         }
@@ -513,6 +572,29 @@ mod tests {
             }
             whole
         }
+    }
+
+    /// What was sent, without the records around it, of which the last may be incomplete. `ends`: they have to end properly.
+    fn unframed(case: &Case, sent: &[u8], ends: bool) -> Vec<u8> {
+        if case.records.is_none() {
+            return sent.to_vec();
+        }
+        let (mut rest, mut out, mut ended) = (sent, Vec::new(), false);
+        while let Some((head, body)) = rest.split_at_checked(8) {
+            assert!(!ended, "something behind the end");
+            assert_eq!((head[0], &head[2..4], &head[6..]), (1, &[0, 7][..], &[0, 0][..]));
+            let length = usize::from(u16::from_be_bytes([head[4], head[5]])).min(body.len());
+            if head[1] == 3 {
+                assert!(!ends || body == [0; 8]);
+                ended = true;
+            } else {
+                assert_eq!(head[1], 6);
+                out.extend(&body[..length]);
+            }
+            rest = &body[length..];
+        }
+        assert!(!ends || ended && sent[sent.len() - 24..].starts_with(&[1, 6, 0, 7, 0, 0, 0, 0]));
+        out
     }
 
     /// Where the bytes go: call by call as a script says.
@@ -603,12 +685,12 @@ mod tests {
                         let whole = case.whole(&pieces, trailers);
                         let sent = &script.borrow().out;
                         assert_eq!(
-                            String::from_utf8_lossy(sent),
+                            String::from_utf8_lossy(&unframed(&case, sent, true)),
                             String::from_utf8_lossy(&whole),
                             "{case:?}, pieces of {size}, {step} at a time"
                         );
                         assert!(stream.is_complete());
-                        assert_eq!(stream.sent, whole.len() as u64);
+                        assert_eq!(stream.sent, sent.len() as u64);
                         let outcome = stream.outcome();
                         assert_eq!(outcome.body_sent, outcome.body_length);
                         // Again says the same, and sends nothing.
@@ -631,7 +713,7 @@ mod tests {
                 assert_eq!(stream.write(piece).unwrap(), (20, Ok(Step::Done)));
                 let end = whole.find(std::str::from_utf8(piece).unwrap()).unwrap() + 20;
                 let end = end + if stream.framing == Framing::Chunked { 2 } else { 0 };
-                assert_eq!(script.borrow().out, whole.as_bytes()[..end], "{case:?}");
+                assert_eq!(unframed(&case, &script.borrow().out, false), whole.as_bytes()[..end], "{case:?}");
             }
         }
     }
@@ -641,7 +723,7 @@ mod tests {
         for case in cases().into_iter().filter(|case| case.form == HeadForm::Http1) {
             let script = script(|_| Ok(usize::MAX));
             let mut stream = start(&case, &script);
-            assert!(stream.is_untouched());
+            assert!(!stream.outcome().touched);
             assert_eq!(stream.write(b"").unwrap(), (0, Ok(Step::Done)));
             assert!(script.borrow().out.windows(4).any(|window| window == b"\r\n\r\n"), "{case:?}");
             let pieces = pieces(&stream, &case, 60);
@@ -659,7 +741,7 @@ mod tests {
                 let pieces = pieces(&stream, &case, 25);
                 let whole = case.whole(&pieces, &[]);
                 let ended = run(&mut stream, &pieces, &[]);
-                assert!(whole.starts_with(&script.borrow().out), "{case:?}");
+                assert!(whole.starts_with(&unframed(&case, &script.borrow().out, ended.is_ok())), "{case:?}");
                 if ended.is_ok() {
                     assert!(at > 2 || matches!(case.form, HeadForm::None));
                     break;
@@ -669,7 +751,7 @@ mod tests {
                 assert_eq!(stream.write(b"x").unwrap(), (0, ended.map(|()| Step::Done)));
                 assert_eq!(stream.end(std::iter::empty()).unwrap(), ended.map(|()| Step::Done));
                 assert_eq!(script.borrow().calls, calls);
-                assert_eq!(stream.is_untouched(), at == 0);
+                assert_eq!(!stream.outcome().touched, at == 0);
             }
         }
     }
@@ -687,7 +769,7 @@ mod tests {
             let excess = Err(Failure::Excess.into());
             let more = [&all[..], b"x"].concat();
             assert_eq!(stream.write(&more).unwrap(), (0, excess), "{case:?}");
-            assert!(stream.is_untouched() && script.borrow().out.is_empty());
+            assert!(!stream.outcome().touched && script.borrow().out.is_empty());
             let mut stream = start(&case, &script);
             assert_eq!(stream.write(&all).unwrap().1, Ok(Step::Done));
             assert_eq!(stream.next().unwrap(), Span::default());
@@ -709,11 +791,11 @@ mod tests {
             }
             let truncated = Err(Failure::Truncated.into());
             assert_eq!(stream.end(std::iter::empty()).unwrap(), truncated);
-            assert!(stream.is_untouched());
+            assert!(!stream.outcome().touched);
             let mut stream = start(&case, &script);
             stream.write(&all[..all.len() - 1]).unwrap().1.unwrap();
             assert_eq!(stream.end(std::iter::empty()).unwrap(), truncated);
-            assert!(!stream.is_untouched() && !stream.is_complete());
+            assert!(stream.outcome().touched && !stream.is_complete());
         }
     }
 
@@ -754,7 +836,7 @@ mod tests {
             assert!(matches!(refused, Err(Refused::Field)), "{name:?}");
         }
         assert!(matches!(stream.end([(&b"A"[..], &b"1\r\nB: 2"[..])].into_iter()), Err(Refused::Field)));
-        assert!(stream.is_untouched());
+        assert!(!stream.outcome().touched);
         assert_eq!(run(&mut stream, &[], &TRAILERS), Ok(()));
     }
 

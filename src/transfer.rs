@@ -1,5 +1,7 @@
 //! A plan and a place for its bytes, step by step.
 
+use crate::fastcgi::CONTENT_MAX;
+use crate::fastcgi::records::{Records, TEXT_MAX};
 use crate::http::{self, Exchange, HeadForm, Span, Spans};
 use crate::io::file::Stamp;
 use crate::io::{Fault, Interest, Io};
@@ -83,6 +85,8 @@ pub(crate) struct Outcome {
     pub(crate) head_sent: u64,
     pub(crate) body_sent: u64,
     pub(crate) body_length: u64,
+    /// Something was sent.
+    pub(crate) touched: bool,
 }
 
 /// One response, and how far it is. Can be started again for the next. Heads up to `N` bytes are kept inside.
@@ -96,13 +100,25 @@ pub(crate) struct Transfer<const N: usize = INLINE_TEXT> {
     copy: bool,
     /// What the file has to look like before each step, if that is to be checked.
     stamp: Option<Stamp>,
+    records: Option<Records>,
+    /// How it is going to end, once what ends the records was sent.
+    cut_short: bool,
     /// How it ended. Every later step says the same.
     ended: Option<Result<(), Failure>>,
 }
 
 impl<const N: usize> Transfer<N> {
     pub(crate) fn new() -> Self {
-        Self { plan: Plan::new(), http_status: 0, keep_alive: false, copy: false, stamp: None, ended: Some(Ok(())) }
+        Self {
+            plan: Plan::new(),
+            http_status: 0,
+            keep_alive: false,
+            copy: false,
+            stamp: None,
+            records: None,
+            cut_short: false,
+            ended: Some(Ok(())),
+        }
     }
 
     /// Decides and lays out the response; sends nothing.
@@ -112,6 +128,7 @@ impl<const N: usize> Transfer<N> {
         form: HeadForm<'_>,
         copy: bool,
         stamp: Option<Stamp>,
+        records: Option<Records>,
     ) -> Result<(), Refusal> {
         self.http_status = 0;
         self.ended = Some(Ok(()));
@@ -121,9 +138,11 @@ impl<const N: usize> Transfer<N> {
         let decision = decision.as_ref().map_err(|error| *error)?;
         self.plan.lay_out(ex, decision, &spans, form)?;
         self.http_status = decision.status;
-        self.keep_alive = decision.keep_alive;
+        // What the client's connection allows is the front server's business.
+        self.keep_alive = records.map_or(decision.keep_alive, |records| records.ending.keep);
         self.copy = copy;
         self.stamp = stamp.filter(|_| decision.body_length > 0);
+        (self.records, self.cut_short) = (records, false);
         self.ended = None;
         Ok(())
     }
@@ -142,15 +161,16 @@ impl<const N: usize> Transfer<N> {
             head_sent: self.plan.head_sent(),
             body_sent: self.plan.body_sent(),
             body_length: self.plan.body_length(),
+            touched: self.plan.sent() > 0 || self.records.is_some_and(|records| records.is_touched()),
         }
     }
 
     /// The same in as little memory as possible. Nothing is left to do here afterwards.
     pub(crate) fn pack(&mut self) -> Result<Transfer<0>, OutOfMemory> {
         let plan = self.plan.pack()?;
-        let Self { http_status, keep_alive, copy, stamp, ended, .. } = *self;
+        let Self { http_status, keep_alive, copy, stamp, records, cut_short, ended, .. } = *self;
         self.ended = Some(Ok(()));
-        Ok(Transfer { plan, http_status, keep_alive, copy, stamp, ended })
+        Ok(Transfer { plan, http_status, keep_alive, copy, stamp, records, cut_short, ended })
     }
 
     /// The span of the representation that is sent next. May be empty.
@@ -201,16 +221,14 @@ impl<const N: usize> Transfer<N> {
         if memory.is_none() && !self.copy && long {
             io.hold_back();
         }
-        while self.plan.left() > 0 {
-            if budget == 0 {
+        while self.is_unfinished() {
+            // What ends the records goes along.
+            if budget == 0 && self.plan.left() > 0 {
                 return Ok(Step::Yield);
             }
-            match self.send_some(io, memory, budget) {
-                Ok(sent) => {
-                    self.plan.advance(sent);
-                    budget = budget.saturating_sub(sent);
-                }
-                Err(Stop::Truncated) => return Err(Failure::Truncated),
+            match self.begin_record(io, memory).and_then(|()| self.send_some(io, memory, budget)) {
+                Ok(sent) => budget = budget.saturating_sub(self.advance(sent)),
+                Err(Stop::Truncated) => self.cut_short()?,
                 Err(Stop::Fault(Fault::Interrupted)) => {}
                 // Only sendfile is unsupported; reading and sending takes its place for good.
                 Err(Stop::Fault(Fault::Unsupported)) if !self.copy => self.copy = true,
@@ -218,35 +236,122 @@ impl<const N: usize> Transfer<N> {
                 Err(Stop::Fault(fault)) => return Err(failure(fault)),
             }
         }
-        Ok(Step::Done)
+        if self.cut_short { Err(Failure::Truncated) } else { Ok(Step::Done) }
+    }
+
+    fn is_unfinished(&self) -> bool {
+        match &self.records {
+            None => self.plan.left() > 0,
+            Some(records) => !records.has_ended(),
+        }
+    }
+
+    /// Begins a record, or ends them all, if it is time to.
+    fn begin_record(&mut self, io: &mut impl Io, memory: Option<&[u8]>) -> Result<(), Stop> {
+        let Some(records) = &mut self.records else { return Ok(()) };
+        let left = self.plan.left();
+        if !records.is_between() {
+            return Ok(());
+        }
+        if left == 0 {
+            records.finish();
+            return Ok(());
+        }
+        if records.ending.ends_short && memory.is_none() && self.plan.sent() > 0 {
+            // Within a record nothing can be ended any more, so look before it begins.
+            let mut room = left.min(CONTENT_MAX);
+            for (text, span) in self.plan.pieces() {
+                room = room.saturating_sub(text.len() as u64);
+                let length = span.length.min(room);
+                room -= length;
+                if length > 0 && io.rest_of_file(span.offset)? < length {
+                    return Err(Stop::Truncated);
+                }
+            }
+        }
+        records.begin(left);
+        Ok(())
+    }
+
+    /// The file has ended early. Where that can be said properly, it is.
+    fn cut_short(&mut self) -> Result<(), Failure> {
+        if let Some(records) = &mut self.records
+            && records.ending.ends_short
+            && self.plan.sent() > 0
+        {
+            records.take_back();
+            if records.is_between() {
+                records.finish();
+                self.cut_short = true;
+                return Ok(());
+            }
+        }
+        Err(Failure::Truncated)
+    }
+
+    /// So many bytes were sent. Returns how many of them are not the records'.
+    fn advance(&mut self, sent: usize) -> u64 {
+        let Some(records) = &mut self.records else {
+            self.plan.advance(sent as u64);
+            return sent as u64;
+        };
+        let before = records.left();
+        let rest = records.pass_text(sent);
+        let content = records.pass_content(rest);
+        self.plan.advance(content as u64);
+        if rest > content {
+            // The end went along with the last of the content.
+            records.finish();
+            records.pass_text(rest - content);
+        }
+        before - records.left()
     }
 
     /// One call that sends, of what is at the cursor.
-    fn send_some(&self, io: &mut impl Io, memory: Option<&[u8]>, budget: u64) -> Result<u64, Stop> {
+    fn send_some(&self, io: &mut impl Io, memory: Option<&[u8]>, budget: u64) -> Result<usize, Stop> {
+        let mut space = [0; TEXT_MAX];
+        let around = Around::new(self.records.as_ref(), &mut space);
         let (text, span, is_last) = self.plan.current();
+        let limit = budget.min(around.room);
+        if limit == 0 {
+            return Ok(io.send(around.before, false)?);
+        }
         if let Some(memory) = memory {
             // Never copied here: a mapping of a file that was cut short is an error of send, but would be a
             // SIGBUS for us.
-            let text = &text[..clamp(text.len(), budget)];
-            let length = span.length.min(budget - text.len() as u64);
+            let text = &text[..clamp(text.len(), limit)];
+            let length = span.length.min(limit - text.len() as u64);
             let bytes = part_of(memory, Span { length, ..span })?;
-            let more = self.more(text.len() + bytes.len(), budget);
-            return Ok(io.send_parts(&[text, bytes, &[], &[]], more)? as u64);
+            let count = text.len() + bytes.len();
+            let parts = [around.before, text, &[], bytes, around.after(self.is_rest(count))];
+            return Ok(io.send_parts(&parts, self.more(count, budget))?);
         }
         let alone = self.goes_alone(span);
         if !text.is_empty() && (alone || span.length == 0 && is_last) {
             // Nothing can be joined to it, so it needs no copy.
-            let text = &text[..clamp(text.len(), budget)];
-            return Ok(io.send(text, self.more(text.len(), budget))? as u64);
+            let text = &text[..clamp(text.len(), limit)];
+            let (after, more) = (around.after(self.is_rest(text.len())), self.more(text.len(), budget));
+            if around.before.is_empty() && after.is_empty() {
+                return Ok(io.send(text, more)?);
+            }
+            return Ok(io.send_parts(&[around.before, text, &[], &[], after], more)?);
         }
         if !text.is_empty() || !alone {
-            return self.gather(io, budget);
+            return self.gather(io, budget, &around);
         }
-        match io.send_file(span.offset, span.length.min(budget))? {
+        if !around.before.is_empty() {
+            return Ok(io.send(around.before, true)?);
+        }
+        match io.send_file(span.offset, span.length.min(limit))? {
             // The file is shorter than when the head was made. Waiting would be for ever.
             0 => Err(Stop::Truncated),
-            sent => Ok(sent as u64),
+            sent => Ok(sent),
         }
+    }
+
+    /// Whether so many bytes are all that is left.
+    fn is_rest(&self, count: usize) -> bool {
+        self.plan.left() == count as u64
     }
 
     /// A span of the file that is left to sendfile.
@@ -262,10 +367,13 @@ impl<const N: usize> Transfer<N> {
 
     /// Puts text and short spans together, and sends them with one call.
     #[inline(never)] // Its scratch is most of a step's stack; the other ways don't need it.
-    fn gather<I: Io>(&self, io: &mut I, budget: u64) -> Result<u64, Stop> {
+    fn gather<I: Io>(&self, io: &mut I, budget: u64, around: &Around<'_>) -> Result<usize, Stop> {
         let mut scratch = [MaybeUninit::<u8>::uninit(); SCRATCH];
-        let room = clamp(SCRATCH.min(I::CHUNK), budget);
-        let mut filled = 0;
+        let before = around.before.len();
+        scratch[..before].write_copy_of_slice(around.before);
+        let space = SCRATCH.min(I::CHUNK);
+        let room = before + clamp(space - before, budget.min(around.room));
+        let mut filled = before;
         for (text, span) in self.plan.pieces() {
             let count = text.len().min(room - filled);
             scratch[filled..filled + count].write_copy_of_slice(&text[..count]);
@@ -277,9 +385,37 @@ impl<const N: usize> Transfer<N> {
             fill(io, &mut scratch[filled..filled + count], span.offset)?;
             filled += count;
         }
+        let content = filled - before;
+        let after = around.after(self.is_rest(content));
+        if let Some(place) = scratch[..space].get_mut(filled..filled + after.len()) {
+            place.write_copy_of_slice(after);
+            filled += after.len();
+        }
         // SAFETY: all that was counted above was written.
         let bytes = unsafe { scratch[..filled].assume_init_ref() };
-        Ok(io.send(bytes, self.more(filled, budget))? as u64)
+        Ok(io.send(bytes, self.more(content, budget))?)
+    }
+}
+
+/// What stands around content in FastCGI's records; otherwise nothing does.
+struct Around<'a> {
+    before: &'a [u8],
+    /// How many bytes of content may follow.
+    room: u64,
+    tail: Option<[u8; TEXT_MAX]>,
+}
+
+impl<'a> Around<'a> {
+    fn new(records: Option<&Records>, space: &'a mut [u8; TEXT_MAX]) -> Self {
+        match records {
+            None => Self { before: &[], room: u64::MAX, tail: None },
+            Some(records) => Self { before: records.text(space), room: records.left(), tail: Some(records.tail()) },
+        }
+    }
+
+    /// What stands behind content that is all there is left.
+    fn after(&self, is_rest: bool) -> &[u8] {
+        self.tail.as_ref().filter(|_| is_rest).map_or(&[], |tail| tail)
     }
 }
 
@@ -335,6 +471,7 @@ fn clamp(length: usize, limit: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fastcgi::records::Ending;
     use crate::http::{Header, MAX_RANGES, Modified, Representation, Request, Rule};
     use proptest::prelude::*;
 
@@ -406,6 +543,11 @@ mod tests {
             Ok(count)
         }
 
+        fn rest_of_file(&mut self, offset: u64) -> Result<u64, Fault> {
+            self.ask(Call::Stamp)?;
+            Ok((self.file.len() as u64).saturating_sub(offset))
+        }
+
         fn file_stamp(&mut self) -> Result<Stamp, Fault> {
             self.ask(Call::Stamp)?;
             Ok(stamp_of(self.file))
@@ -436,7 +578,12 @@ mod tests {
         given: Option<usize>,
         copy: bool,
         memory: bool,
+        /// In FastCGI's records.
+        records: Option<Ending>,
     }
+
+    const KEPT: Ending = Ending { keep: true, ends_short: false };
+    const ENDS_SHORT: Ending = Ending { keep: false, ends_short: true };
 
     fn answers() -> Vec<Answer> {
         let base = Answer {
@@ -448,6 +595,7 @@ mod tests {
             given: None,
             copy: false,
             memory: false,
+            records: None,
         };
         let mut all = vec![
             base.clone(),
@@ -476,6 +624,22 @@ mod tests {
                 Answer { range: Some(b"bytes=60000-99999,0-9,100-20000,30000-50000"), ..large.clone() },
             ]);
         }
+        let framed = Answer { records: Some(KEPT), ..base.clone() };
+        let large = Answer { length: 150_000, ..framed.clone() };
+        all.extend([
+            framed.clone(),
+            Answer { method: b"HEAD", ..framed.clone() },
+            Answer { if_none_match: Some(b"\"t\""), ..framed.clone() },
+            Answer { length: SMALL as usize, ..framed.clone() },
+            Answer { given: Some(SCRATCH + 1), ..framed.clone() },
+            Answer { given: Some(0), length: 0, ..framed },
+            large.clone(),
+            Answer { copy: true, ..large.clone() },
+            Answer { memory: true, ..large.clone() },
+            Answer { records: Some(ENDS_SHORT), ..large.clone() },
+            Answer { range: Some(b"bytes=0-9,500-999,-1"), ..large.clone() },
+            Answer { range: Some(b"bytes=60000-99999,0-9,100-20000,30000-50000"), ..large },
+        ]);
         all
     }
 
@@ -508,14 +672,31 @@ mod tests {
         };
         let mut transfer = Transfer::new();
         let given = answer.given.map(|length| vec![b'g'; length]);
-        let form = given.as_deref().map_or(HeadForm::Http1, HeadForm::Given);
-        transfer.start(&ex, form, answer.copy, check.then(|| stamp_of(&file))).unwrap();
+        let own = if answer.records.is_some() { HeadForm::Cgi } else { HeadForm::Http1 };
+        let form = given.as_deref().map_or(own, HeadForm::Given);
+        let records = answer.records.map(|ending| Records::new(0x0102, ending));
+        transfer.start(&ex, form, answer.copy, check.then(|| stamp_of(&file)), records).unwrap();
         let mut whole = Vec::new();
         for (text, span) in transfer.plan.pieces() {
             whole.extend(text);
             whole.extend(&file[span.offset as usize..][..span.length as usize]);
         }
+        if answer.records.is_some() {
+            whole = in_records(&whole);
+        }
         (transfer, file, whole)
+    }
+
+    /// In the simplest way.
+    fn in_records(whole: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for content in whole.chunks(65535).chain([&[][..]]) {
+            let [high, low] = (content.len() as u16).to_be_bytes();
+            out.extend([1, 6, 1, 2, high, low, 0, 0]);
+            out.extend(content);
+        }
+        out.extend([1, 3, 1, 2, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        out
     }
 
     /// Steps to the end. What a socket would have waited for is simply there.
@@ -524,8 +705,10 @@ mod tests {
         for _ in 0..1_000_000 {
             let before = script.out.len();
             let step = transfer.step(script, memory.as_deref(), budget);
-            assert!((script.out.len() - before) as u64 <= budget, "over budget");
-            assert_eq!(transfer.plan.sent(), script.out.len() as u64);
+            if answer.records.is_none() {
+                assert!((script.out.len() - before) as u64 <= budget, "over budget");
+                assert_eq!(transfer.plan.sent(), script.out.len() as u64);
+            }
             match step? {
                 Step::Done => {
                     assert!(!script.owes_more, "the last bytes wait for more");
@@ -671,7 +854,15 @@ mod tests {
                 let short = &file[..cut.min(file.len())];
                 let mut script = Script::new(short, |_, _| Act::Take(3000));
                 let ended = run(&mut transfer, &answer, &mut script, u64::MAX);
-                assert!(whole.starts_with(&script.out), "{answer:?} {cut}");
+                let mut out = &script.out[..];
+                if answer.records == Some(ENDS_SHORT) && ended.is_err() {
+                    // What is there ends as if it were all.
+                    let tail = &whole[whole.len() - TEXT_MAX..];
+                    assert_eq!(out.strip_suffix(tail).is_some(), cut == 99_999, "{cut}");
+                    out = out.strip_suffix(tail).unwrap_or(out);
+                    assert!(cut < 99_999 || out.len() == 65_535 + 8, "{}", out.len());
+                }
+                assert!(whole.starts_with(out), "{answer:?} {cut}");
                 match ended {
                     Ok(()) => assert!(script.out == whole),
                     Err(failure) => assert_eq!(failure, Failure::Truncated),

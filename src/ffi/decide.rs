@@ -111,7 +111,8 @@ pub unsafe extern "C" fn sendgate_request_from_head(
     })
 }
 
-fn fill_request(out: &mut sendgate_request, request: &Request<'_>) {
+/// All that `request` knows but method and version.
+pub(super) fn fill_request(out: &mut sendgate_request, request: &Request<'_>) {
     out.flags = if request.has_body { SENDGATE_REQUEST_HAS_BODY } else { 0 };
     out.connection = to_str(request.connection);
     out.if_match = to_str(request.if_match);

@@ -6,6 +6,7 @@ use super::structs::{bytes, read_struct, slice};
 use super::types::*;
 use crate::answer::{Answer, Sink};
 use crate::deadline::Limits;
+use crate::fastcgi::records::{Ending, Records};
 use crate::http::{HeadForm, Header, HeaderList, MAX_RANGES, Modified, Representation, Request, Rule};
 use crate::io::Fault;
 use crate::io::callback::Writer;
@@ -59,6 +60,7 @@ impl<'a> Input<'a> {
             evaluate: true,
             copy: rep.flags & SENDGATE_REP_COPY != 0,
             check: rep.flags & SENDGATE_REP_CHECK != 0,
+            records: None,
             is_stream: rep.kind == SENDGATE_REP_STREAM,
         })
     }
@@ -288,6 +290,8 @@ pub(crate) struct SinkInput {
     pub(crate) sink: Sink<Callback>,
     pub(crate) limits: Limits,
     pub(crate) try_now: bool,
+    /// Framed as FastCGI's records.
+    pub(crate) records: Option<Records>,
 }
 
 /// # Safety
@@ -295,9 +299,22 @@ pub(crate) struct SinkInput {
 pub(crate) unsafe fn read_sink(p: *const sendgate_sink) -> Result<SinkInput, Error> {
     // SAFETY: the same promise.
     let sink = unsafe { read_struct(p) }?;
-    if sink.flags & !(SENDGATE_SINK_SIGPIPE_IGNORED | SENDGATE_SINK_TRY_NOW) != 0 || sink.fd < -1 {
+    const FCGI: u32 = SENDGATE_SINK_FCGI_KEEP | SENDGATE_SINK_FCGI_END_SHORT;
+    let flags =
+        SENDGATE_SINK_SIGPIPE_IGNORED | SENDGATE_SINK_TRY_NOW | if sink.fcgi_request_id == 0 { 0 } else { FCGI };
+    if sink.flags & !flags != 0 || sink.fd < -1 || sink.reserved != 0 {
         return Err(Error::INVALID);
     }
+    let records = match u16::try_from(sink.fcgi_request_id).map_err(|_| Error::INVALID)? {
+        0 => None,
+        id => Some(Records::new(
+            id,
+            Ending {
+                keep: sink.flags & SENDGATE_SINK_FCGI_KEEP != 0,
+                ends_short: sink.flags & SENDGATE_SINK_FCGI_END_SHORT != 0,
+            },
+        )),
+    };
     let limits = limits(sink.idle_timeout_ms, sink.total_timeout_ms, sink.min_rate);
     let try_now = sink.flags & SENDGATE_SINK_TRY_NOW != 0;
     let sigpipe_ignored = sink.flags & SENDGATE_SINK_SIGPIPE_IGNORED != 0;
@@ -307,7 +324,7 @@ pub(crate) unsafe fn read_sink(p: *const sendgate_sink) -> Result<SinkInput, Err
         (None, Some(fd)) => Sink::Socket { fd, sigpipe_ignored },
         (None, None) => return Err(Error::INVALID),
     };
-    Ok(SinkInput { sink, limits, try_now })
+    Ok(SinkInput { sink, limits, try_now, records })
 }
 
 /// What a sink or a source says of time.

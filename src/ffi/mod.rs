@@ -6,6 +6,7 @@
 #![expect(clippy::missing_safety_doc)]
 
 pub mod decide;
+pub mod fastcgi;
 pub mod headers;
 pub mod receive;
 pub mod send;
@@ -19,6 +20,7 @@ mod handle;
 mod input;
 mod structs;
 
+use crate::fastcgi::parser;
 use crate::headers as list;
 use crate::http;
 use crate::io::file::FileError;
@@ -119,6 +121,15 @@ impl From<stream_engine::Refused> for Error {
         match refused {
             stream_engine::Refused::Misused => Self::INVALID,
             stream_engine::Refused::Field => Self::new(SENDGATE_ERR_FIELD),
+        }
+    }
+}
+
+impl From<parser::Error> for Error {
+    fn from(error: parser::Error) -> Self {
+        match error {
+            parser::Error::Malformed => Self::new(SENDGATE_ERR_FASTCGI),
+            parser::Error::OutOfMemory => OutOfMemory.into(),
         }
     }
 }

@@ -28,9 +28,10 @@ pub unsafe extern "C" fn sendgate_respond(
 ) -> sendgate_status {
     let call = || {
         // SAFETY: the header asks for a valid exchange whose members live during the call.
-        let input = unsafe { Input::read(ex) }?;
+        let mut input = unsafe { Input::read(ex) }?;
         // SAFETY: the header asks for a valid sink.
-        let SinkInput { sink, limits, .. } = unsafe { read_sink(sink) }?;
+        let SinkInput { sink, limits, records, .. } = unsafe { read_sink(sink) }?;
+        input.records = records;
         Ok(respond_to(&input, sink, limits))
     };
     // SAFETY: the header asks for NULL or a result with its size set.
@@ -88,15 +89,15 @@ pub(super) fn respond_to<H: HeaderList>(
 
 /// What a response has come to. `status`: of the call that has just ended.
 pub(super) fn result(outcome: &Outcome, status: Result<sendgate_status, Error>) -> sendgate_result {
-    let Outcome { http_status, keep_alive, head_sent, body_sent, body_length } = *outcome;
+    let Outcome { http_status, keep_alive, head_sent, body_sent, body_length, touched } = *outcome;
     let (status, sys_errno) = status.map_or_else(|error| (error.status, error.errno), |status| (status, 0));
-    let connection = match (status, head_sent + body_sent) {
-        (SENDGATE_OK, _) if keep_alive => SENDGATE_CONN_REUSABLE,
-        (SENDGATE_OK, _) => SENDGATE_CONN_CLOSE,
+    let connection = match status {
+        SENDGATE_OK if keep_alive => SENDGATE_CONN_REUSABLE,
+        SENDGATE_OK => SENDGATE_CONN_CLOSE,
         // What was submitted is no longer in the caller's hands.
-        (SENDGATE_PENDING, _) => SENDGATE_CONN_BROKEN,
-        (_, 0) => SENDGATE_CONN_UNTOUCHED,
-        _ => SENDGATE_CONN_BROKEN,
+        SENDGATE_PENDING => SENDGATE_CONN_BROKEN,
+        _ if touched => SENDGATE_CONN_BROKEN,
+        _ => SENDGATE_CONN_UNTOUCHED,
     };
     sendgate_result {
         size: 0,
@@ -140,11 +141,17 @@ pub unsafe extern "C" fn sendgate_transfer_start(
         let mut entered = unsafe { handle(transfer) }?.0.enter()?;
         entered.stop();
         // SAFETY: the header asks for a valid exchange whose members live during the call.
-        let input = unsafe { Input::read(ex) };
+        let mut input = unsafe { Input::read(ex) };
         // By reference: it is too large to be moved out for nothing.
-        let input = input.as_ref().map_err(|error| *error)?;
-        // SAFETY: the header asks for NULL or a valid sink.
-        let sink = if sink.is_null() { None } else { Some(unsafe { read_sink(sink) }?.sink) };
+        let input = input.as_mut().map_err(|error| *error)?;
+        let sink = if sink.is_null() {
+            None
+        } else {
+            // SAFETY: the header asks for NULL or a valid sink.
+            let SinkInput { sink, records, .. } = unsafe { read_sink(sink) }?;
+            input.records = records;
+            Some(sink)
+        };
         // SAFETY: the header asks for memory that lives until the response is done.
         unsafe { entered.start(input, sink) }?;
         Ok(SENDGATE_OK)

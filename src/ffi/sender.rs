@@ -151,11 +151,12 @@ pub unsafe extern "C" fn sendgate_sender_submit(
         // SAFETY: the header asks for a sender.
         let sender = unsafe { self::sender(sender) }?;
         // SAFETY: the header asks for a valid exchange whose members live during the call.
-        let input = unsafe { Input::read(ex) };
+        let mut input = unsafe { Input::read(ex) };
         // By reference: it is too large to be moved out for nothing.
-        let input = input.as_ref().map_err(|error| *error)?;
+        let input = input.as_mut().map_err(|error| *error)?;
         // SAFETY: the header asks for a valid sink.
-        let SinkInput { sink, limits, try_now } = unsafe { read_sink(sink) }?;
+        let SinkInput { sink, limits, try_now, records } = unsafe { read_sink(sink) }?;
+        input.records = records;
         // SAFETY: the header asks for memory, and a write function, that live until it is reported.
         let submitted = unsafe { sender.submit(input, sink, limits, try_now, token.expose_provenance()) };
         Ok(match submitted {

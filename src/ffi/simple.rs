@@ -7,6 +7,7 @@ use super::structs::{c_string, to_str, write_optional, zeroed};
 use super::types::*;
 use super::{Error, guard};
 use crate::answer::Answer;
+use crate::fastcgi::records::Records;
 use crate::http::request;
 use crate::http::validator::{self, ETAG_MAX};
 use crate::http::{Buffer, HeadForm, Header, HeaderList, MAX_RANGES, Representation, Request, Rule, is_field, trim};
@@ -43,7 +44,13 @@ impl HeaderList for Overrides<'_> {
 }
 
 /// An answer from a file, before anything of it is known but that.
-fn new_answer<'a, H>(request: Request<'a>, body: Body<'a>, headers: H, status: u32) -> Result<Answer<'a, H>, Error> {
+fn new_answer<'a, H>(
+    request: Request<'a>,
+    body: Body<'a>,
+    headers: H,
+    status: u32,
+    records: Option<Records>,
+) -> Result<Answer<'a, H>, Error> {
     let status = u16::try_from(if status == 0 { 200 } else { status }).map_err(|_| Error::INVALID)?;
     Ok(Answer {
         request,
@@ -52,13 +59,14 @@ fn new_answer<'a, H>(request: Request<'a>, body: Body<'a>, headers: H, status: u
         headers,
         now: clock(),
         seed: seed(0, &request),
-        form: HeadForm::Http1,
+        form: if records.is_some() { HeadForm::Cgi } else { HeadForm::Http1 },
         close: false,
         max_ranges: MAX_RANGES,
         status,
         evaluate: true,
         copy: false,
         check: false,
+        records,
         is_stream: false,
     })
 }
@@ -148,7 +156,7 @@ unsafe fn response_span(
     size: u64,
 ) -> Result<sendgate_result, Error> {
     // SAFETY: the same promise.
-    let SinkInput { sink, limits, .. } = unsafe { read_sink(sink) }?;
+    let SinkInput { sink, limits, records, .. } = unsafe { read_sink(sink) }?;
     // SAFETY: the same promise.
     let request = unsafe { read_request(req) }?;
     // SAFETY: the same promise.
@@ -162,7 +170,7 @@ unsafe fn response_span(
         headers.extra = Some(Header { name: b"Content-Range", value, rule: Rule::Override, frozen: false });
     }
     let body = Body::File { fd: file.as_raw_fd(), offset: start };
-    let mut answer = new_answer(request, body, headers, http_status)?;
+    let mut answer = new_answer(request, body, headers, http_status, records)?;
     answer.representation.length = end - start;
     answer.evaluate = false;
     Ok(respond_to(&answer, sink, limits))
@@ -192,7 +200,7 @@ pub unsafe extern "C" fn sendgate_response_file_conditional(
 ) -> sendgate_status {
     let call = || {
         // SAFETY: the header asks for a valid sink.
-        let SinkInput { sink, limits, .. } = unsafe { read_sink(sink) }?;
+        let SinkInput { sink, limits, records, .. } = unsafe { read_sink(sink) }?;
         // SAFETY: the header asks for NULL or a valid request.
         let given = unsafe { read_request(req) }?;
         // SAFETY: the header asks for NULL or a NUL-terminated string, for each of the five.
@@ -221,7 +229,7 @@ pub unsafe extern "C" fn sendgate_response_file_conditional(
             return Err(Error::io(error));
         }
         let Ok(file) = opened else {
-            let mut answer = new_answer(request, Body::Memory(&[]), [] as [Header<'_>; 0], 404)?;
+            let mut answer = new_answer(request, Body::Memory(&[]), [] as [Header<'_>; 0], 404, records)?;
             answer.evaluate = false;
             return Ok(respond_to(&answer, sink, limits));
         };
@@ -232,6 +240,7 @@ pub unsafe extern "C" fn sendgate_response_file_conditional(
             Body::File { fd: file.as_raw_fd(), offset: 0 },
             Overrides { fields, extra: None },
             http_status,
+            records,
         )?;
         answer.representation = representation(&metadata, &mut tag);
         Ok(respond_to(&answer, sink, limits))
@@ -358,7 +367,7 @@ pub unsafe extern "C" fn sendgate_respond_fd(
         }
         let metadata = Metadata::of(fd)?;
         let mut tag = [0; ETAG_MAX];
-        let mut answer = new_answer(request, Body::File { fd, offset: 0 }, Lines(text(response_headers)), 200)?;
+        let mut answer = new_answer(request, Body::File { fd, offset: 0 }, Lines(text(response_headers)), 200, None)?;
         answer.representation = representation(&metadata, &mut tag);
         result = respond_to(&answer, sink, limits);
         Ok(result.status)

@@ -68,7 +68,9 @@ pub const SENDGATE_ERR_INCOMPLETE: sendgate_status = -19;
 pub const SENDGATE_ERR_FROZEN: sendgate_status = -20;
 /// sendgate_stream: more content than was announced.
 pub const SENDGATE_ERR_EXCESS: sendgate_status = -21;
-// Last added: -21, and 5.
+/// Not FastCGI, or against its rules: close the connection.
+pub const SENDGATE_ERR_FASTCGI: sendgate_status = -22;
+// Last added: -22, and 5.
 
 const fn c_str(with_nul: &'static str) -> &'static CStr {
     match CStr::from_bytes_with_nul(with_nul.as_bytes()) {
@@ -111,6 +113,7 @@ const TABLE: &[(sendgate_status, &CStr, &CStr)] = table![
     SENDGATE_ERR_INCOMPLETE "The peer ended before all of it had come.",
     SENDGATE_ERR_FROZEN "The field is frozen, and was not changed.",
     SENDGATE_ERR_EXCESS "There is more content than was announced.",
+    SENDGATE_ERR_FASTCGI "Not FastCGI, or against its rules.",
 ];
 
 fn row(status: sendgate_status) -> Option<&'static (sendgate_status, &'static CStr, &'static CStr)> {

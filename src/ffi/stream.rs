@@ -49,9 +49,10 @@ pub unsafe extern "C" fn sendgate_stream_start(
         let mut entered = unsafe { handle(stream) }?.0.enter()?;
         entered.stop();
         // SAFETY: the header asks for a valid exchange whose members live during the call.
-        let input = unsafe { Input::read(ex) }?;
+        let mut input = unsafe { Input::read(ex) }?;
         // SAFETY: the header asks for a valid sink.
-        let SinkInput { sink, limits, try_now } = unsafe { read_sink(sink) }?;
+        let SinkInput { sink, limits, try_now, records } = unsafe { read_sink(sink) }?;
+        input.records = records;
         if !out.is_null() {
             // SAFETY: the header asks for NULL or a decision with its size set.
             unsafe { check_out(out) }?;
@@ -91,10 +92,9 @@ pub unsafe extern "C" fn sendgate_stream_next(
 /// What a stream has come to.
 fn outcome(stream: &Stream<Callback>, ended: Result<Step, Cut>) -> sendgate_result {
     let mut result = result(&stream.outcome(), ended.map(status_of).map_err(Error::from));
-    if stream.is_untouched() {
-        result.connection = SENDGATE_CONN_UNTOUCHED;
-    } else if !stream.is_complete() {
-        result.connection = SENDGATE_CONN_BROKEN;
+    if result.status >= 0 && !stream.is_complete() {
+        let touched = stream.outcome().touched;
+        result.connection = if touched { SENDGATE_CONN_BROKEN } else { SENDGATE_CONN_UNTOUCHED };
     }
     result
 }

@@ -38,11 +38,13 @@ c_struct! {
     sendgate_exchange: rep headers n_headers now seed head head_flags max_ranges http_status
         head_text;
     sendgate_decision: keep_alive content_length body_length n_ranges framing reserved;
-    sendgate_sink: flags idle_timeout_ms total_timeout_ms min_rate;
+    sendgate_sink: flags idle_timeout_ms total_timeout_ms min_rate fcgi_request_id reserved;
     sendgate_result: connection head_sent body_sent body_length;
     sendgate_source: flags idle_timeout_ms total_timeout_ms min_rate;
     sendgate_received: received stored;
     sendgate_sender_options: turn_bytes on_ready user;
+    sendgate_fcgi_options: max_params max_connections max_requests reserved;
+    sendgate_fcgi_event: data;
 }
 
 /// A struct of zeros, with its size.

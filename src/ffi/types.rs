@@ -303,6 +303,14 @@ pub const SENDGATE_SINK_SIGPIPE_IGNORED: u32 = 0x1;
 /// For sendgate_stream_start: its calls don't wait. SENDGATE_WANT_WRITE says that the rest has to be
 /// written once the socket is writable; timeouts are then the caller's.
 pub const SENDGATE_SINK_TRY_NOW: u32 = 0x2;
+/// FastCGI: the request came with FCGI_KEEP_CONN, so a complete answer leaves the connection
+/// reusable.
+pub const SENDGATE_SINK_FCGI_KEEP: u32 = 0x4;
+/// FastCGI: content that turns out to be shorter than announced is ended properly, if it ends
+/// between two records: for nginx without kept connections, which waits for the end and notices what
+/// is missing. lighttpd, and nginx with kept connections, notice that only if the connection is
+/// closed without it. The call fails with SENDGATE_ERR_TRUNCATED either way.
+pub const SENDGATE_SINK_FCGI_END_SHORT: u32 = 0x8;
 
 /// Where the bytes go, and how long that may take.
 ///
@@ -334,6 +342,12 @@ pub struct sendgate_sink {
     /// The least that the peer has to take in each period of idle_timeout_ms, in bytes per second;
     /// 0 means any. Less is SENDGATE_ERR_TIMEOUT.
     pub min_rate: u64,
+    /// Not 0: the answer is to a request with this id, at most 65535, on a FastCGI connection. It is
+    /// sent in STDOUT records, and ended (FastCGI 1.0, 5.3 and 5.5). With SENDGATE_HEAD_CGI, or
+    /// _NONE or _GIVEN if your own head says the same; with _HTTP1 it is SENDGATE_ERR_INVALID.
+    pub fcgi_request_id: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// No byte was written by this library: another answer may still be sent, unless you have sent a
@@ -434,6 +448,93 @@ pub struct sendgate_received {
     pub stored: u64,
 }
 
+// ---- FastCGI ----
+
+/// Types of records (FastCGI 1.0, 8).
+pub const SENDGATE_FCGI_TYPE_BEGIN_REQUEST: u32 = 1;
+/// See SENDGATE_FCGI_TYPE_BEGIN_REQUEST.
+pub const SENDGATE_FCGI_TYPE_ABORT_REQUEST: u32 = 2;
+/// See SENDGATE_FCGI_TYPE_BEGIN_REQUEST.
+pub const SENDGATE_FCGI_TYPE_END_REQUEST: u32 = 3;
+/// See SENDGATE_FCGI_TYPE_BEGIN_REQUEST.
+pub const SENDGATE_FCGI_TYPE_PARAMS: u32 = 4;
+/// See SENDGATE_FCGI_TYPE_BEGIN_REQUEST.
+pub const SENDGATE_FCGI_TYPE_STDIN: u32 = 5;
+/// See SENDGATE_FCGI_TYPE_BEGIN_REQUEST.
+pub const SENDGATE_FCGI_TYPE_STDOUT: u32 = 6;
+/// See SENDGATE_FCGI_TYPE_BEGIN_REQUEST.
+pub const SENDGATE_FCGI_TYPE_STDERR: u32 = 7;
+/// See SENDGATE_FCGI_TYPE_BEGIN_REQUEST.
+pub const SENDGATE_FCGI_TYPE_DATA: u32 = 8;
+/// See SENDGATE_FCGI_TYPE_BEGIN_REQUEST.
+pub const SENDGATE_FCGI_TYPE_GET_VALUES: u32 = 9;
+/// See SENDGATE_FCGI_TYPE_BEGIN_REQUEST.
+pub const SENDGATE_FCGI_TYPE_GET_VALUES_RESULT: u32 = 10;
+/// See SENDGATE_FCGI_TYPE_BEGIN_REQUEST.
+pub const SENDGATE_FCGI_TYPE_UNKNOWN_TYPE: u32 = 11;
+
+/// How a request ended (FastCGI 1.0, 5.5): it was answered.
+pub const SENDGATE_FCGI_STATUS_REQUEST_COMPLETE: u32 = 0;
+/// Refused: another one is under way on this connection.
+pub const SENDGATE_FCGI_STATUS_CANT_MPX_CONN: u32 = 1;
+/// Refused: there is too much to do.
+pub const SENDGATE_FCGI_STATUS_OVERLOADED: u32 = 2;
+/// Refused: not a Responder's.
+pub const SENDGATE_FCGI_STATUS_UNKNOWN_ROLE: u32 = 3;
+
+/// sendgate_fcgi_feed: all bytes were taken, and nothing has happened yet.
+pub const SENDGATE_FCGI_NOTHING: u32 = 0;
+/// A request has begun, and these are all of its parameters.
+pub const SENDGATE_FCGI_PARAMS: u32 = 1;
+/// Some of the request's content; an empty one is its end. It may be answered at any time from
+/// SENDGATE_FCGI_PARAMS on.
+pub const SENDGATE_FCGI_STDIN: u32 = 2;
+/// The front server doesn't want the answer any more: stop, and end the request.
+pub const SENDGATE_FCGI_ABORT: u32 = 3;
+/// data has to be sent, before anything that follows, and not within an answer's record: a request
+/// was refused, or the front server has asked for something. With keep_conn 0 close the connection
+/// then.
+pub const SENDGATE_FCGI_REPLY: u32 = 4;
+
+/// What a connection may bring. NULL in place of it means zeros.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct sendgate_fcgi_options {
+    /// sizeof(sendgate_fcgi_options).
+    pub size: usize,
+    /// Bytes of a request's parameters, as they are encoded; one with more is answered with 431. 0
+    /// means 262144.
+    pub max_params: u32,
+    /// What a front server is told that asks for FCGI_MAX_CONNS; 0 means 1.
+    pub max_connections: u32,
+    /// What a front server is told that asks for FCGI_MAX_REQS; 0 means as max_connections.
+    pub max_requests: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// What has come on a FastCGI connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct sendgate_fcgi_event {
+    /// sizeof(sendgate_fcgi_event).
+    pub size: usize,
+    /// SENDGATE_FCGI_NOTHING, _PARAMS, _STDIN, _ABORT or _REPLY.
+    pub kind: u32,
+    /// Of the request that is under way; 0: there is none.
+    pub request_id: u32,
+    /// 1: the connection is to be kept afterwards, else 0.
+    pub keep_conn: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// PARAMS: names and values, as they came. Valid until the next call.
+    pub params: *const sendgate_field,
+    /// PARAMS: how many.
+    pub n_params: usize,
+    /// STDIN: content. REPLY: what has to be sent.
+    pub data: sendgate_str,
+}
+
 // ---- The background sender ----
 
 /// How a sender works. NULL in place of it means zeros.
@@ -498,10 +599,12 @@ mod layout {
     const _: () = assert!(size_of::<sendgate_rep>() == 88);
     const _: () = assert!(size_of::<sendgate_exchange>() == 88);
     const _: () = assert!(size_of::<sendgate_decision>() == 48);
-    const _: () = assert!(size_of::<sendgate_sink>() == 48);
+    const _: () = assert!(size_of::<sendgate_sink>() == 56);
     const _: () = assert!(size_of::<sendgate_result>() == 48);
     const _: () = assert!(size_of::<sendgate_source>() == 48);
     const _: () = assert!(size_of::<sendgate_received>() == 32);
     const _: () = assert!(size_of::<sendgate_sender_options>() == 32);
     const _: () = assert!(size_of::<sendgate_completion>() == 64);
+    const _: () = assert!(size_of::<sendgate_fcgi_options>() == 24);
+    const _: () = assert!(size_of::<sendgate_fcgi_event>() == 56);
 }

@@ -49,7 +49,7 @@ impl<'a> Buffer<'a> {
     }
 
     /// Four digits at a time: pieces of a known length are copied fast.
-    pub(super) fn decimal(&mut self, number: u64) {
+    pub(crate) fn decimal(&mut self, number: u64) {
         let pair = |number: u64| &date::TWO_DIGITS[number as usize % 100];
         match number {
             0..10 => self.push(&pair(number)[1..]),

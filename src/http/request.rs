@@ -16,6 +16,27 @@ const N: usize = 7;
 const NAMES: [&[u8]; N] =
     [b"Connection", b"If-Match", b"If-None-Match", b"If-Modified-Since", b"If-Unmodified-Since", b"If-Range", b"Range"];
 
+/// As a CGI program's environment has them (RFC 3875 4.1), of which the last counts if one is there twice. Without
+/// content that has not been read: that is not on the client's connection.
+pub(crate) fn from_params<'a>(params: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Request<'a> {
+    let mut request = Request::default();
+    for (name, value) in params {
+        match name {
+            b"REQUEST_METHOD" => request.method = value,
+            b"SERVER_PROTOCOL" => request.http10 = matches!(value, b"HTTP/1.0" | b"HTTP/0.9"),
+            b"HTTP_CONNECTION" => request.connection = Some(value),
+            b"HTTP_IF_MATCH" => request.if_match = Some(value),
+            b"HTTP_IF_NONE_MATCH" => request.if_none_match = Some(value),
+            b"HTTP_IF_MODIFIED_SINCE" => request.if_modified_since = Some(value),
+            b"HTTP_IF_UNMODIFIED_SINCE" => request.if_unmodified_since = Some(value),
+            b"HTTP_IF_RANGE" => request.if_range = Some(value),
+            b"HTTP_RANGE" => request.range = Some(value),
+            _ => {}
+        }
+    }
+    request
+}
+
 /// The lines of one field.
 #[derive(Clone, Copy, Default)]
 struct Lines<'a> {

@@ -57,6 +57,12 @@ pub(crate) fn stamp(body: &Body<'_>) -> Result<Stamp, Fault> {
     Ok(Stamp { size: status.st_size.unsigned_abs(), modified: modified(&status) })
 }
 
+/// How many bytes there are from `offset` of the representation on.
+pub(crate) fn rest(body: &Body<'_>, offset: u64) -> Result<u64, Fault> {
+    let start = body.file_offset(offset).and_then(|start| u64::try_from(start).ok()).ok_or(Fault::Unsupported)?;
+    Ok(stamp(body)?.size.saturating_sub(start))
+}
+
 fn fstat(fd: RawFd) -> io::Result<libc::stat> {
     let mut status = MaybeUninit::uninit();
     syscall!(fstat(fd, status.as_mut_ptr()))?;

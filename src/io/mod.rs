@@ -37,8 +37,9 @@ pub(crate) enum Interest {
     Read,
 }
 
-/// Bytes that leave together: a head, what stands before a chunk, the chunk, and what stands behind it.
-pub(crate) type Parts<'a> = [&'a [u8]; 4];
+/// Bytes that leave together: what stands before a record, a head, what stands before a chunk, the chunk, and what stands
+/// behind it.
+pub(crate) type Parts<'a> = [&'a [u8]; 5];
 
 /// Where bytes come from and where they go: the kernel, a callback, or a test's script.
 pub(crate) trait Io {
@@ -60,6 +61,9 @@ pub(crate) trait Io {
 
     /// Reads some bytes of the file from `offset` to the start of `space`. Ok(0): its end.
     fn read(&mut self, space: &mut [MaybeUninit<u8>], offset: u64) -> Result<usize, Fault>;
+
+    /// How many bytes the file has from `offset` on, as far as anybody can tell.
+    fn rest_of_file(&mut self, offset: u64) -> Result<u64, Fault>;
 
     /// Size and time of modification of the file.
     fn file_stamp(&mut self) -> Result<file::Stamp, Fault>;

@@ -91,6 +91,10 @@ impl Io for Socket<'_> {
         file::read(&self.body, space, offset)
     }
 
+    fn rest_of_file(&mut self, offset: u64) -> Result<u64, Fault> {
+        file::rest(&self.body, offset)
+    }
+
     fn file_stamp(&mut self) -> Result<Stamp, Fault> {
         file::stamp(&self.body)
     }

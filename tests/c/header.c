@@ -82,7 +82,7 @@ OFFSET(sendgate_decision, content_length, 16);
 OFFSET(sendgate_decision, body_length, 24);
 OFFSET(sendgate_decision, n_ranges, 32);
 
-ASSERT(sendgate_sink_size, sizeof(struct sendgate_sink) == 48);
+ASSERT(sendgate_sink_size, sizeof(struct sendgate_sink) == 56);
 OFFSET(sendgate_sink, size, 0);
 OFFSET(sendgate_sink, write, 8);
 OFFSET(sendgate_sink, user, 16);
