@@ -14,6 +14,8 @@ All calls into the library run without the interpreter lock. They need no locks 
 is used by one thread at a time.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from ._core import (
     File,
     Request,
@@ -57,6 +59,9 @@ from ._sender import Sender
 from ._stream import Stream
 from ._types import Completion, Connection, Decision, Framing, HeadForm, Result, Rule, Step
 
+if TYPE_CHECKING:
+    from ._response import Response
+
 __all__ = [
     "ArgumentError",
     "BlockingSocketError",
@@ -83,6 +88,7 @@ __all__ = [
     "Request",
     "RequestError",
     "Responder",
+    "Response",
     "ResponseTimeoutError",
     "Result",
     "Rule",
@@ -106,3 +112,12 @@ __all__ = [
     "response_file_fd_range",
     "version",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Only who asks for it needs asyncio.
+    if name == "Response":
+        from ._response import Response
+
+        return Response
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

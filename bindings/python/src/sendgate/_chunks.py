@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import inspect
 import logging
 import sys
 import threading
@@ -238,8 +239,12 @@ class _Stepped:
         """Close the content, within its event loop, and then that."""
         loop, self._loop = self._loop, None
         if loop is None:
-            # Nothing of it has run.
-            return
+            # A generator that was not begun has nothing to close.
+            if self._task is not None or inspect.isasyncgen(self._content) or not hasattr(self._content, "aclose"):
+                return
+            if _is_running():
+                raise RuntimeError("asynchronous content can't be closed synchronously in an event loop's thread")
+            loop = asyncio.new_event_loop()
         try:
             loop.run_until_complete(self._wind_up(loop))
             loop.run_until_complete(loop.shutdown_asyncgens())
@@ -248,7 +253,9 @@ class _Stepped:
             loop.close()
 
     async def _wind_up(self, loop: asyncio.AbstractEventLoop) -> None:
-        assert self._task is not None
+        if self._task is None:
+            await _aclose(None, self._content)
+            return
         if self._task.done():
             # What it ended with, ``next`` has said.
             error = None
@@ -404,15 +411,17 @@ class AsyncChunks:
             return
         try:
             with _shielded():
-                await self._run(self._bound(chunks.close))
+                await self._run(self._bound(chunks.close, copied=True))
         finally:
             # There may be no threads any more.
             chunks.close()
 
-    def _bound(self, function: Callable[[], Any]) -> Callable[[], Any]:
+    def _bound(self, function: Callable[[], Any], copied: bool = False) -> Callable[[], Any]:
         if self._context is None:
             self._context = contextvars.copy_context()
-        return functools.partial(self._call, self._context, function)
+        # A thread that has not come to the content yet may be in the context, and another can't enter it then.
+        context = self._context.copy() if copied else self._context
+        return functools.partial(self._call, context, function)
 
     def _call(self, context: contextvars.Context, function: Callable[[], Any]) -> Any:
         try:
