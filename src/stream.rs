@@ -133,7 +133,11 @@ impl<W: Writer + Copy> Stream<W> {
         self.plan.lay_out(&ex, &decision, &spans, answer.form)?;
         self.frame.clear();
         self.frame.try_reserve(SIZE_LINE + 2).map_err(OutOfMemory::from)?;
-        self.framing = decision.framing(answer.form);
+        self.framing = match decision.framing(answer.form) {
+            // Whoever makes the head: the records tell where the content ends.
+            Framing::Chunked if answer.records.is_some() => Framing::Close,
+            framing => framing,
+        };
         let representation = &answer.representation;
         self.left = match self.framing {
             Framing::Chunked | Framing::Close => None,

@@ -58,12 +58,14 @@ _SIZES = {
     "sendgate_exchange": 88,
     "sendgate_range": 16,
     "sendgate_decision": 48,
-    "sendgate_sink": 48,
+    "sendgate_sink": 56,
     "sendgate_result": 48,
     "sendgate_source": 48,
     "sendgate_received": 32,
     "sendgate_sender_options": 32,
     "sendgate_completion": 64,
+    "sendgate_fcgi_options": 24,
+    "sendgate_fcgi_event": 56,
 }
 
 
@@ -129,6 +131,7 @@ _EXCEPTIONS: dict[int, type[_errors.SendgateError]] = {
     lib.SENDGATE_ERR_INCOMPLETE: _errors.IncompleteError,
     lib.SENDGATE_ERR_FROZEN: _errors.FrozenError,
     lib.SENDGATE_ERR_EXCESS: _errors.ExcessError,
+    lib.SENDGATE_ERR_FASTCGI: _errors.FastCGIError,
 }
 
 
@@ -872,6 +875,31 @@ def _tls_write(user: Any, data: Any, length: int, written: Any) -> int:
     return writer.write(data, length, written)
 
 
+class Channel:
+    """The place of one answer on a FastCGI connection: what ``respond``, ``Transfer.start``, ``Sender.submit`` and
+    ``Stream`` take in the place of a socket. The answer is sent in STDOUT records, and ended with END_REQUEST; its head
+    is to be HeadForm.CGI.
+
+    sock: the connection, borrowed. request_id: 1 to 65535, as the front server has sent it. keep_conn: it has asked to
+    keep the connection, so a complete answer leaves it REUSABLE.
+    ends_short: content that turns out to be shorter than announced is ended properly, if it ends between two records:
+    for nginx without kept connections, which waits for the end and notices what is missing. lighttpd, and nginx with
+    kept connections, notice that only if the connection is closed without it. TruncatedError is raised either way.
+    """
+
+    __slots__ = ("ends_short", "keep_conn", "request_id", "sock")
+
+    def __init__(self, sock: Any, request_id: int, *, keep_conn: bool = False, ends_short: bool = False) -> None:
+        self.sock = sock
+        self.request_id = _int(request_id, 1, 65535, "request_id")
+        self.keep_conn = keep_conn
+        self.ends_short = ends_short
+
+    def fileno(self) -> int:
+        """The connection's descriptor."""
+        return int(self.sock if isinstance(self.sock, int) else self.sock.fileno())
+
+
 class _Sink:
     """A sendgate_sink and what it points to."""
 
@@ -896,6 +924,10 @@ class _Sink:
             raise TypeError(f"of TLS sockets only ssl.SSLSocket is supported, not {type(sock).__name__}")
         elif hasattr(sock, "fileno"):
             sink.fd = _int(sock.fileno(), 0, 2**31 - 1, "a socket's descriptor (is it closed?)")
+            if isinstance(sock, Channel):
+                sink.fcgi_request_id = sock.request_id
+                sink.flags = lib.SENDGATE_SINK_FCGI_KEEP if sock.keep_conn else 0
+                sink.flags |= lib.SENDGATE_SINK_FCGI_END_SHORT if sock.ends_short else 0
         else:
             raise TypeError(f"sock must be a socket or a descriptor, not {type(sock).__name__}")
         self.c = sink

@@ -121,6 +121,10 @@ class ForkedError(SendgateError, RuntimeError):
     """The sender was made before a fork, and this is the child, which has no thread of it: make a new one here."""
 
 
+class FastCGIError(SendgateError, ValueError):
+    """What a front server has sent is no FastCGI, or against its rules: close the connection."""
+
+
 class UnsupportedError(SendgateError, NotImplementedError):
     """Not in this build of the library, or not on this system."""
 

@@ -163,7 +163,7 @@ class Sender:
                 "a sender can't write to an ssl.SSLSocket: call sendgate.respond in a thread, or use sendgate.asyncio"
             )
         if try_now:
-            sink.c.flags = lib.SENDGATE_SINK_TRY_NOW
+            sink.c.flags |= lib.SENDGATE_SINK_TRY_NOW
         return sink
 
     def _submit(self, exchange: _Exchange, sink: _Sink, token: Any) -> tuple[int, Result]:
