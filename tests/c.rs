@@ -101,7 +101,9 @@ fn compiler() -> String {
 fn link_flags(program: &str) -> &'static [&'static str] {
     match program {
         // It takes the place of libc functions, for the shared library too.
-        "given_head" | "sender_disk" | "sender_faults" | "receive_faults" => &["-rdynamic", "-ldl"],
+        "given_head" | "sender_disk" | "sender_faults" | "receive_faults" | "stream_faults" | "headers" => {
+            &["-rdynamic", "-ldl"]
+        }
         "tls" => &["-lssl", "-lcrypto"],
         _ => &[],
     }
@@ -204,7 +206,7 @@ macro_rules! programs {
 
 programs! {
     header respond transfer split structs head given_head simple open tls receive receive_faults
-    sender_disk sender sender_host sender_peers sender_threads sender_faults sender_many stream
+    sender_disk sender sender_host sender_peers sender_threads sender_faults sender_many stream stream_faults
 }
 
 /// The header by itself is clean in every C and C++ that it is for, with each compiler that is installed.
@@ -246,19 +248,20 @@ fn header_links_from_cxx() {
     succeed(&mut Command::new(&binary), b"");
 }
 
+/// Bytes as the programs read them.
+fn hex(bytes: &[u8]) -> String {
+    if bytes.is_empty() {
+        return "-".to_owned();
+    }
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 /// The rows of `tests/cases` through `tests/c/cases.c`, which says what the lines look like.
 mod cases {
     use super::*;
-
-    fn hex(bytes: &[u8]) -> String {
-        if bytes.is_empty() {
-            return "-".to_owned();
-        }
-        bytes.iter().fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
-    }
 
     fn unhex(text: &str) -> Vec<u8> {
         let digits = text.as_bytes().chunks(2).map(|two| std::str::from_utf8(two).expect("ASCII"));
@@ -326,6 +329,73 @@ mod cases {
         let Some(output) = program("cases", mode, input(&rows::load()).as_bytes()) else { return };
         let mut answers = answers(&output);
         rows::run(|row| answers.remove(&row.name).unwrap_or_else(|| Err("no answer".to_owned())));
+    }
+
+    #[test]
+    fn linked_statically() {
+        every_row(Mode::Static);
+    }
+    #[test]
+    fn linked_dynamically() {
+        every_row(Mode::Shared);
+    }
+    #[test]
+    fn under_sanitizers() {
+        every_row(Mode::Sanitized);
+    }
+    #[test]
+    fn under_valgrind() {
+        every_row(Mode::Valgrind);
+    }
+}
+
+/// The rows of `tests/header_lists.toml` through `tests/c/headers.c`, which says what the lines look like.
+mod headers {
+    use super::*;
+
+    /// A character up to U+00FF is a byte.
+    fn word(value: &toml::Value) -> String {
+        let text = value.as_str().expect("a string");
+        hex(&text.chars().map(|c| u8::try_from(u32::from(c)).expect("a byte")).collect::<Vec<_>>())
+    }
+
+    /// What the program reads, and how many rows that are.
+    fn input() -> (String, usize) {
+        let rows: toml::Table = include_str!("header_lists.toml").parse().expect("TOML");
+        let cases = rows["case"].as_array().expect("an array");
+        let mut text = String::new();
+        for case in cases {
+            let _ = writeln!(text, "case {}", case["name"].as_str().expect("a name"));
+            for step in case["steps"].as_array().expect("steps") {
+                let step = step.as_array().expect("a step");
+                let key = step[0].as_str().expect("what to do");
+                let arguments = if matches!(key, "set" | "add") { 2 } else { 1 };
+                let status = match step.get(arguments + 1).map(|error| error.as_str().expect("an error")) {
+                    None => "SENDGATE_OK",
+                    Some("frozen") => "SENDGATE_ERR_FROZEN",
+                    Some("field") => "SENDGATE_ERR_FIELD",
+                    Some(error) => panic!("{error}"),
+                };
+                let words: Vec<String> = step[1..=arguments].iter().map(word).collect();
+                let _ = writeln!(text, "{key} {} {status}", words.join(" "));
+            }
+            for line in case["lines"].as_array().expect("lines") {
+                let _ = writeln!(text, "line {} {}", word(&line[0]), word(&line[1]));
+            }
+            for key in ["frozen", "open"] {
+                for name in case.get(key).and_then(toml::Value::as_array).into_iter().flatten() {
+                    let _ = writeln!(text, "{key} {}", word(name));
+                }
+            }
+            text.push_str("end\n");
+        }
+        (text, cases.len())
+    }
+
+    fn every_row(mode: Mode) {
+        let (text, rows) = input();
+        let Some(output) = program("headers", mode, text.as_bytes()) else { return };
+        assert!(rows > 10 && output.contains(&format!("{rows} rows\n")), "{output}");
     }
 
     #[test]
