@@ -147,6 +147,73 @@ static void check_heads(sendgate_exchange *exchange, const char *head, size_t le
     exchange->head = SENDGATE_HEAD_HTTP1;
 }
 
+/* ---- A stream and memory ---- */
+
+#define MAX_CONTENT 100000
+
+struct collected {
+    char bytes[BYTES + MAX_CONTENT];
+    size_t len;
+};
+
+static sendgate_status collect(void *user, const uint8_t *data, size_t len, size_t *written)
+{
+    struct collected *collected = user;
+    MUST(collected->len + len <= sizeof collected->bytes);
+    memcpy(collected->bytes + collected->len, data, len);
+    collected->len += len;
+    *written = len;
+    return SENDGATE_OK;
+}
+
+static unsigned long agreed;
+
+/* A stream that can seek, and is given just what it asks for, sends the same bytes as memory does. */
+static void check_stream(struct ask *ask)
+{
+    static struct collected from_memory, from_stream;
+    static uint8_t content[MAX_CONTENT];
+    sendgate_stream *stream = NULL;
+    sendgate_result result;
+    if (row.length > MAX_CONTENT)
+        return;
+    pattern_fill(content, sizeof content);
+    from_memory.len = from_stream.len = 0;
+    memset(&result, 0, sizeof result);
+    result.size = sizeof result;
+    ask->rep.kind = SENDGATE_REP_MEMORY;
+    ask->rep.memory = content;
+    ask->sink.write = collect;
+    ask->sink.user = &from_memory;
+    sendgate_status status = sendgate_respond(&ask->exchange, &ask->sink, &ask->result);
+    ask->rep.kind = SENDGATE_REP_STREAM;
+    ask->rep.flags |= SENDGATE_REP_SEEKABLE;
+    ask->rep.memory = NULL;
+    ask->sink.user = &from_stream;
+    MUST(sendgate_stream_new(&stream) == SENDGATE_OK);
+    CHECK_STATUS(sendgate_stream_start(stream, &ask->exchange, &ask->sink, NULL), status);
+    if (status == SENDGATE_OK) {
+        sendgate_range next;
+        size_t written;
+        while (CHECK_STATUS(sendgate_stream_next(stream, &next), SENDGATE_OK) && next.length > 0) {
+            static size_t turn;
+            const size_t most[] = {1, 100, 3, 4096, 20};
+            size_t n = most[turn++ % (sizeof most / sizeof *most)];
+            n = next.length < n ? (size_t)next.length : n;
+            if (!CHECK(next.offset + n <= (uint64_t)row.length) ||
+                !CHECK_STATUS(sendgate_stream_write(stream, content + next.offset, n, &written, NULL), SENDGATE_OK))
+                break;
+            CHECK_INT(written, n);
+        }
+        CHECK_STATUS(sendgate_stream_end(stream, NULL, 0, &result), SENDGATE_OK);
+        CHECK(memcmp(&result, &ask->result, sizeof result) == 0);
+        CHECK(from_memory.len == from_stream.len &&
+              memcmp(from_memory.bytes, from_stream.bytes, from_stream.len) == 0);
+        agreed++;
+    }
+    sendgate_stream_free(stream);
+}
+
 static void run_row(void)
 {
     static char scratch[BYTES], head[BYTES];
@@ -187,6 +254,7 @@ static void run_row(void)
     if (status != SENDGATE_OK) {
         CHECK_STATUS(sendgate_head_fields(&ask.exchange, fields, 1, scratch, sizeof scratch, &n, &needed), status);
         printf("error %s\nend\n", sendgate_status_name(status));
+        check_stream(&ask);
         return;
     }
     printf("answer %u %u %llu %llu\n", (unsigned)decision.http_status, (unsigned)decision.keep_alive,
@@ -198,6 +266,7 @@ static void run_row(void)
         printf("%02x", (unsigned char)head[i]);
     printf("\nend\n");
     check_heads(&ask.exchange, head, len);
+    check_stream(&ask);
 }
 
 int main(void)
@@ -223,5 +292,7 @@ int main(void)
         }
     }
     free(line);
+    check_case("streams");
+    CHECK(agreed > 200);
     return check_end();
 }

@@ -81,6 +81,8 @@ OFFSET(sendgate_decision, keep_alive, 12);
 OFFSET(sendgate_decision, content_length, 16);
 OFFSET(sendgate_decision, body_length, 24);
 OFFSET(sendgate_decision, n_ranges, 32);
+OFFSET(sendgate_decision, framing, 40);
+OFFSET(sendgate_decision, reserved, 44);
 
 ASSERT(sendgate_sink_size, sizeof(struct sendgate_sink) == 56);
 OFFSET(sendgate_sink, size, 0);
@@ -91,6 +93,8 @@ OFFSET(sendgate_sink, flags, 28);
 OFFSET(sendgate_sink, idle_timeout_ms, 32);
 OFFSET(sendgate_sink, total_timeout_ms, 36);
 OFFSET(sendgate_sink, min_rate, 40);
+OFFSET(sendgate_sink, fcgi_request_id, 48);
+OFFSET(sendgate_sink, reserved, 52);
 
 ASSERT(sendgate_source_size, sizeof(struct sendgate_source) == 48);
 OFFSET(sendgate_source, size, 0);

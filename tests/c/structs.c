@@ -27,7 +27,7 @@ enum input { REQUEST, REP, EXCHANGE, SINK, OPTIONS, SOURCE, N_INPUTS };
 static const char *const input_names[] = {"request", "rep", "exchange", "sink", "sender options", "source"};
 /* What 0.1.0 has, and the least it takes: up to the members without which nothing can be done. Both are
  * accepted for ever, and between them what ends with a member. */
-static const size_t sizes_now[] = {160, 88, 88, 48, 32, 48};
+static const size_t sizes_now[] = {160, 88, 88, 56, 32, 48};
 static const size_t least_sizes[] = {24, 40, 24, 32, 16, 32};
 
 /* Whether a struct that now has `now` bytes may have `size`: no member is cut in two. */
@@ -44,8 +44,12 @@ static int is_size(size_t now, size_t least, size_t size)
         return size <= 72 && size % (size < 56 ? 8 : 4) == 0;
     if (now == sizeof(sendgate_rep))
         return size == 40 || size == 48 || size == 56 || size == 72;
-    /* The sink and the source, the only ones that need 32 bytes, have two times between them and 40. */
-    return size % (least == 32 && size < 40 ? 4 : 8) == 0;
+    /* The decision ends with two numbers of 4 bytes. */
+    if (now == sizeof(sendgate_decision) && least == 16)
+        return size % 8 == 0 || size == 44;
+    /* The sink and the source, the only ones that need 32 bytes, have two times between them and 40, and the sink two
+     * numbers behind 48. */
+    return size % (least == 32 && (size < 40 || size > 48) ? 4 : 8) == 0;
 }
 
 /* In the background, and to its end; the status with which it was refused or ended. */
@@ -204,10 +208,37 @@ static void missing_members(void)
     CHECK_STATUS(sendgate_respond(&ask.exchange, &ask.sink, &ask.result), SENDGATE_ERR_INVALID);
 }
 
+/* A program that was built before the decision had `framing` gets what it knew. */
+static void old_decision(void)
+{
+    check_case("a decision of 40 bytes");
+    fresh();
+    ask.request.range = text("bytes=1-2");
+    uint64_t *old = malloc(40);
+    MUST(old != NULL);
+    memset(old, 0xff, 40);
+    old[0] = 40;
+    CHECK_STATUS(sendgate_decide(&ask.exchange, NULL, 0, (sendgate_decision *)(void *)old), SENDGATE_OK);
+    uint32_t numbers[2];
+    memcpy(numbers, &old[1], sizeof numbers);
+    CHECK(numbers[0] == 206 && numbers[1] == 1 && old[2] == 2 && old[3] == 2 && old[4] == 1);
+    free(old);
+    check_case("the framing in a decision of 48 bytes");
+    sendgate_decision decision;
+    memset(&decision, 0xff, sizeof decision);
+    decision.size = sizeof decision;
+    CHECK_STATUS(sendgate_decide(&ask.exchange, NULL, 0, &decision), SENDGATE_OK);
+    CHECK(decision.framing == SENDGATE_FRAMING_LENGTH && decision.reserved == 0);
+    ask.request.range = text_of(NULL, 0);
+    ask.request.if_none_match = text("*");
+    CHECK_STATUS(sendgate_decide(&ask.exchange, NULL, 0, &decision), SENDGATE_OK);
+    CHECK(decision.framing == SENDGATE_FRAMING_NONE && decision.reserved == 0);
+}
+
 /* A struct that is written, with a guard behind it. `call` fills it. */
 static void output_size(const char *name, size_t now, size_t least, sendgate_status (*call)(void *out))
 {
-    size_t sizes[] = {sizeof(size_t), least - 1, least, least + 1, now - 8, now, now + 8, now + EXTRA};
+    size_t sizes[] = {sizeof(size_t), least - 1, least, least + 1, now - 8, now - 4, now, now + 8, now + EXTRA};
     for (size_t i = 0; i < N(sizes); i++) {
         size_t size = sizes[i], room = now + 2 * EXTRA;
         check_case("%s of %zu bytes", name, size);
@@ -316,6 +347,47 @@ static sendgate_status fill_pull_result(void *out)
     return status;
 }
 
+/* A stream of ten bytes that was started; its decision goes to `out`. */
+static sendgate_status start_stream(sendgate_stream **stream, void *out)
+{
+    ask.rep.kind = SENDGATE_REP_STREAM;
+    ask.rep.length = 10;
+    MUST(sendgate_stream_new(stream) == SENDGATE_OK);
+    return sendgate_stream_start(*stream, &ask.exchange, &ask.sink, out);
+}
+
+static sendgate_status fill_stream_decision(void *out)
+{
+    sendgate_stream *stream = NULL;
+    sendgate_status status = start_stream(&stream, out);
+    sendgate_stream_free(stream);
+    return status;
+}
+
+static sendgate_status fill_write_result(void *out)
+{
+    sendgate_stream *stream = NULL;
+    size_t written = 99;
+    MUST(start_stream(&stream, NULL) == SENDGATE_OK);
+    sendgate_status status = sendgate_stream_write(stream, (const uint8_t *)"0123456789", 10, &written, out);
+    CHECK_INT(written, status == SENDGATE_OK ? 10 : 0);
+    CHECK_INT(peer_drain(sockets[1]) > 10, status == SENDGATE_OK);
+    sendgate_stream_free(stream);
+    return status;
+}
+
+static sendgate_status fill_end_result(void *out)
+{
+    sendgate_stream *stream = NULL;
+    MUST(start_stream(&stream, NULL) == SENDGATE_OK);
+    MUST(sendgate_stream_write(stream, (const uint8_t *)"0123456789", 10, NULL, NULL) == SENDGATE_OK);
+    sendgate_status status = sendgate_stream_end(stream, NULL, 0, out);
+    /* Refused, it can be ended all the same. */
+    CHECK_STATUS(sendgate_stream_end(stream, NULL, 0, NULL), SENDGATE_OK);
+    sendgate_stream_free(stream);
+    return status;
+}
+
 static sendgate_status fill_received(void *out)
 {
     uint8_t byte;
@@ -347,7 +419,8 @@ static sendgate_status fill_conditional_result(void *out)
 
 static void output_sizes(void)
 {
-    output_size("decision", 40, 16, fill_decision);
+    output_size("decision", 48, 16, fill_decision);
+    output_size("decision of a stream", 48, 16, fill_stream_decision);
     output_size("rep", 88, 40, fill_rep);
     output_size("rep of sendgate_open", 88, 40, fill_opened_rep);
     output_size("request", 160, 24, fill_request);
@@ -356,6 +429,8 @@ static void output_sizes(void)
     output_size("result of submit", 48, 24, fill_submit_result);
     output_size("result of step", 48, 24, fill_step_result);
     output_size("result of pull", 48, 24, fill_pull_result);
+    output_size("result of stream_write", 48, 24, fill_write_result);
+    output_size("result of stream_end", 48, 24, fill_end_result);
     output_size("received", 32, 24, fill_received);
     output_size("result of response_file_fd", 48, 24, fill_file_result);
     output_size("result of response_file_fd_range", 48, 24, fill_range_result);
@@ -693,9 +768,12 @@ static void unknown_bits(void)
     REFUSED(ask.request.version = 20);
     REFUSED(ask.request.flags = 0x2);
     REFUSED(ask.request.flags = 0x80000000);
-    REFUSED(ask.rep.kind = 2);
+    REFUSED(ask.rep.kind = 3);
     REFUSED(ask.rep.kind = UINT32_MAX);
     REFUSED(ask.rep.flags = 0x10);
+    REFUSED(ask.rep.flags = 0x20);
+    REFUSED(ask.rep.flags = 0x40);
+    REFUSED((ask.rep.kind = SENDGATE_REP_STREAM, ask.rep.flags = 0x40));
     REFUSED(ask.rep.flags |= 0x80000000);
     REFUSED(ask.rep.mtime_nsec = 1000000000);
     REFUSED(ask.rep.offset = UINT64_MAX);
@@ -750,6 +828,7 @@ int main(void)
     input_sizes();
     missing_members();
     output_sizes();
+    old_decision();
     nulls();
     absent_strings();
     lengths();
