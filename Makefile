@@ -30,7 +30,7 @@ test-rust: ## Rust, the C programs (plain, sanitized, under Valgrind) and the AB
 	$(CARGO) test --locked
 
 test-examples: examples setup-dev ## the C examples over real sockets
-	$(PYTEST) tests/test_examples.py
+	$(PYTEST) tests/test_examples.py tests/test_fastcgi_example.py
 
 test-python: setup-dev ## the installed wheel, the directory server, the comparison with nginx, the documents' examples
 	$(PYTEST) bindings/python/tests tests/differential tests/test_readme.py tests/test_docs.py
