@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import contextlib
 import http.server
-import json
 import os
 import re
 import socket
+import subprocess
 import sys
 import threading
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,7 @@ class Feed:
         assert self._connection is not None
         if not self._known:
             self._connection.sendall(b"0\r\n\r\n")
+        self.hang_up()
 
     def was_left(self) -> bool:
         """Whether who has asked hangs up; False: not within 20 s."""
@@ -188,9 +190,11 @@ class Reply:
         self.content = b""
         self.status = 0
         self.fields: dict[str, str] = {}
-        #: Content as it was sent, without chunks.
+        #: Bytes of content as they were sent, without chunks.
         self.sent = 0
         self.complete = False
+        self._gzip: Any = None
+        self._chunked = False
 
     def __enter__(self) -> Reply:
         return self
@@ -212,12 +216,13 @@ class Reply:
         if not received:
             raise ConnectionError(f"ended after {self.content[-100:]!r}")
         self._raw += received
+        if self.status == 0 and b"\r\n\r\n" in self._raw:
+            self._head()
+        if self.status != 0:
+            self._decode()
         return True
 
-    def head(self) -> None:
-        """Wait for it."""
-        while b"\r\n\r\n" not in self._raw:
-            assert self._more(20), "no head"
+    def _head(self) -> None:
         head, _, self._raw = self._raw.partition(b"\r\n\r\n")
         lines = head.decode("latin-1").split("\r\n")
         self.status = int(lines[0].split(" ")[1])
@@ -225,14 +230,15 @@ class Reply:
         gzipped = self.fields.get("content-encoding") == "gzip"
         self._gzip = zlib.decompressobj(31) if gzipped else None
         self._chunked = self.fields.get("transfer-encoding") == "chunked"
-        self._decode()
 
     def _decode(self) -> None:
         if not self._chunked:
             data, self._raw = self._raw, b""
             self._take(data)
             length = self.fields.get("content-length")
-            self.complete = length is not None and self.sent == int(length)
+            if length is not None:
+                assert self.sent <= int(length), "too much"
+                self.complete = self.sent == int(length)
             return
         while match := re.match(rb"([0-9a-fA-F]+)\r\n", self._raw):
             size, start = int(match[1], 16), match.end()
@@ -254,67 +260,88 @@ class Reply:
                 # Each piece may be a member of its own (RFC 1952 2.2).
                 self._gzip = zlib.decompressobj(31)
 
+    def head(self) -> None:
+        """Wait for it."""
+        while self.status == 0:
+            assert self._more(20), "no head"
+
     def has(self, count: int, timeout: float = 20) -> bool:
         """Wait until so many bytes of content are there."""
         while len(self.content) < count:
             if not self._more(timeout):
                 return False
-            self._decode()
         return True
 
     def rest(self) -> bytes:
         """Wait for all of it."""
         while not self.complete:
             assert self._more(20), "it doesn't end"
-            self._decode()
         return self.content
 
 
 # ---- Servers ----
 
-#: What runs the project, behind "python -m"; "ours": with the adapters of this package.
-SERVERS = {
-    "gunicorn gthread": "gunicorn --worker-class gthread --threads 4 --no-control-socket mysite.wsgi",
-    "sendgate.gunicorn": "gunicorn --worker-class sendgate.gunicorn.ThreadWorker --no-control-socket mysite.wsgi",
-    "uvicorn": "uvicorn stock_asgi:application",
-    "sendgate.uvicorn": "uvicorn --http sendgate.uvicorn:HttpTools mysite.asgi:application",
+#: Middleware by the name that a request chooses it by.
+STACKS = {
+    "no middleware": [],
+    "UpdateCache": [UPDATE],
+    "GZip": [GZIP],
+    "ConditionalGet": [CONDITIONAL],
+    "Common": [COMMON],
+    "FetchFromCache": [FETCH],
+    "all five": [UPDATE, GZIP, CONDITIONAL, COMMON, FETCH],
+    "our UpdateCache": [OUR_UPDATE],
+    "our GZip": [OUR_GZIP],
+    "all five, two ours": [OUR_UPDATE, OUR_GZIP, CONDITIONAL, COMMON, FETCH],
 }
 
-_STOCK_ASGI = """
-from django.core.asgi import get_asgi_application
 
-application = get_asgi_application()
-"""
-_SETTINGS = """
-import json, os
-from mysite.settings import *
+def _gunicorn(worker: str) -> str:
+    return f"gunicorn --bind 127.0.0.1:{{port}} --no-control-socket --worker-class {worker} django_application:wsgi"
 
-MIDDLEWARE = json.loads(os.environ["MIDDLEWARE"])
-"""
+
+#: What runs the project, behind "python -m".
+SERVERS = {
+    "gunicorn": _gunicorn("gthread --threads 4"),
+    "sendgate.gunicorn": _gunicorn("sendgate.gunicorn.ThreadWorker"),
+    "uvicorn": "uvicorn --port {port} django_application:stock_asgi",
+    "sendgate.uvicorn": "uvicorn --port {port} --http sendgate.uvicorn:HttpTools django_application:asgi",
+    # Files only: wsgiref has no threads, and Waitress keeps what is little.
+    "wsgiref": "django_application {port}",
+    "waitress": "waitress --listen 127.0.0.1:{port} django_application:wsgi",
+}
+
+
+@dataclass
+class Running:
+    """A server with the project, in its own process."""
+
+    name: str
+    address: tuple[str, int]
+    process: subprocess.Popen[Any]
+    log: Path
+
+    def memory(self) -> int:
+        """Bytes that its processes have for themselves."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        found = 0
+        for process in (self.process.pid, *map(int, children)):
+            status = Path(f"/proc/{process}/status").read_text()
+            match = re.search(r"^RssAnon:\s*(\d+) kB$", status, re.MULTILINE)
+            assert match is not None, status
+            found += int(match[1]) * 1024
+        return found
 
 
 @contextlib.contextmanager
-def running(
-    server: str, directory: Path, middleware: list[str], store: str, file: Path | None = None
-) -> Iterator[tuple[tuple[str, int], int, Path]]:
-    """A server with the project. Gives its address, its process and its log."""
-    (directory / "stock_asgi.py").write_text(_STOCK_ASGI)
-    (directory / "tried_settings.py").write_text(_SETTINGS)
-    log = directory / f"log{len(os.listdir(directory))}"
-    path = [str(EXAMPLE), str(directory), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path),
-        "DJANGO_SETTINGS_MODULE": "tried_settings",
-        "MIDDLEWARE": json.dumps(middleware),
-        "STORE": store,
-        "FILE": str(file or __file__),
-    }
+def running(server: str, directory: Path, store: str, file: Path) -> Iterator[Running]:
+    """Start it, wait until it answers, and stop it at the end."""
+    log = directory / f"log {server}"
+    path = [str(EXAMPLE), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "STORE": store, "FILE": str(file)}
 
     def command(port: int) -> list[str]:
-        words = SERVERS[server].split()
-        bind = ["--bind", f"127.0.0.1:{port}"] if words[0] == "gunicorn" else ["--port", str(port)]
-        return [sys.executable, "-m", words[0], *bind, *words[1:]]
+        return [sys.executable, "-m", *SERVERS[server].format(port=port).split()]
 
     with serving(command, log, "/none", cwd=directory, env=environment) as (address, process):
-        yield address, process.pid, log
+        yield Running(server, address, process, log)

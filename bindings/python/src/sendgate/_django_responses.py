@@ -75,8 +75,11 @@ class _Source:
                 stack.callback(close)
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):
+        # When the interpreter ends, there may be no contextlib any more.
+        try:  # noqa: SIM105
             self.close()
+        except Exception:
+            pass
 
 
 class _AsyncSource:
@@ -120,8 +123,11 @@ class _AsyncSource:
             task.add_done_callback(_closing.discard)
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):
+        # When the interpreter ends, there may be no contextlib any more.
+        try:  # noqa: SIM105
             self.close()
+        except Exception:
+            pass
 
 
 #: A task that nobody refers to may be collected before it is done.
