@@ -205,7 +205,7 @@ macro_rules! programs {
 }
 
 programs! {
-    header respond transfer split structs head given_head simple open tls receive receive_faults
+    header respond transfer split structs head given_head simple open fastcgi tls receive receive_faults
     sender_disk sender sender_host sender_peers sender_threads sender_faults sender_many stream stream_faults
 }
 
