@@ -1,7 +1,7 @@
 # The C examples, linked with the static library so that the programs run anywhere. Included by the top Makefile;
 # alone: make -f examples/examples.mk examples
 
-EXAMPLES = fastcgi fileserver hello offload
+EXAMPLES = fastcgi fileserver hello offload stream
 TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 EXAMPLE_CFLAGS ?= -std=c99 -D_GNU_SOURCE -O2 -g -Wall -Wextra -Wpedantic -Wconversion -Werror
 # What Rust's standard library needs of the system.

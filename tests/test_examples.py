@@ -1,4 +1,4 @@
-"""The C examples over real sockets: `examples/fileserver.c` in depth, `hello.c` and `offload.c` in brief.
+"""The C examples over real sockets: `examples/fileserver.c` in depth, `hello.c`, `offload.c` and `stream.c` in brief.
 
 They are built here with `make -f examples/examples.mk examples`, so the library that is tested is the current one.
 """
@@ -33,12 +33,14 @@ BIG = 20 * MIB
 
 
 class Server:
-    """A running example. `prefix` is a command to run it under (strace, valgrind)."""
+    """A running example. `prefix` is a command to run it under (strace, valgrind). `directory` is what it takes behind
+    its port.
+    """
 
     def __init__(
         self,
         program: str,
-        directory: Path,
+        directory: Path | str,
         *options: str,
         prefix: tuple[str, ...] = (),
         max_files: int | None = None,
@@ -952,3 +954,154 @@ def test_offload_example_does_not_wait(site: Path, big: bytes) -> None:
         for client in clients[1::2]:
             client.socket.close()
         until(lambda: server.descriptors() == begin)
+
+
+# ---- stream ----
+
+
+@pytest.fixture(scope="module")
+def streaming() -> Iterator[Server]:
+    """The streaming server, whose clock ticks every half second."""
+    with Server("stream", "500") as server:
+        yield server
+
+
+class ChunkReader(Connection):
+    """A client that reads content in chunks, one at a time."""
+
+    def line(self) -> bytes:
+        """Up to the next line's end."""
+        while b"\r\n" not in self.pending:
+            self.more()
+        line, _, self.pending = self.pending.partition(b"\r\n")
+        return line
+
+    def chunk(self) -> bytes:
+        """The next chunk; b"" is the last, and trailers follow."""
+        size = int(self.line(), 16)
+        if size == 0:
+            return b""
+        while len(self.pending) < size + 2:
+            self.more()
+        data, end, self.pending = self.pending[:size], self.pending[size : size + 2], self.pending[size + 2 :]
+        assert end == b"\r\n"
+        return data
+
+    def chunks(self) -> tuple[list[bytes], list[bytes]]:
+        """All chunks, and all trailers."""
+        chunks = list(iter(self.chunk, b""))
+        return chunks, list(iter(self.line, b""))
+
+
+def primes() -> bytes:
+    """What /primes has to say."""
+    composite = bytearray(1000000)
+    for n in range(2, 1000):
+        if not composite[n]:
+            composite[n * n :: n] = b"\1" * len(range(n * n, 1000000, n))
+    return b"".join(b"%d\n" % n for n in range(2, 1000000) if not composite[n])
+
+
+def table(first: int, last: int) -> bytes:
+    """These bytes of /table, both included."""
+    rows = b"".join(b"row %011d\n" % row for row in range(first // 16, last // 16 + 1))
+    return rows[first % 16 :][: last - first + 1]
+
+
+def test_stream_each_chunk_is_there_before_the_next_is_made(streaming: Server) -> None:
+    """A line of the clock has come before the time that the next one tells."""
+    with ChunkReader(streaming.address) as client:
+        client.send("GET /clock HTTP/1.1", "Host: localhost")
+        assert client.head().get("Transfer-Encoding") == "chunked"
+        came = 0.0
+        for _ in range(4):
+            made = float(client.chunk())
+            assert came < made, f"{came - made} seconds late"
+            assert client.pending == b""
+            came = time.time()
+
+
+def test_stream_ends_when_its_client_leaves(streaming: Server) -> None:
+    """The clock stops for a client that has gone, and its connection is closed."""
+    until(lambda: len([name for name in streaming.descriptors() if name.startswith("socket:")]) == 1)
+    for leave in (Connection.reset, lambda client: client.socket.close()):
+        client = ChunkReader(streaming.address)
+        client.send("GET /clock HTTP/1.1", "Host: localhost")
+        client.head()
+        client.chunk()
+        assert len([name for name in streaming.descriptors() if name.startswith("socket:")]) == 2
+        leave(client)
+        until(lambda: len([name for name in streaming.descriptors() if name.startswith("socket:")]) == 1)
+
+
+def test_stream_chunks_and_trailers(streaming: Server) -> None:
+    """Content of unknown length is in chunks, with trailers behind it, and the connection goes on."""
+    with ChunkReader(streaming.address) as client:
+        for _ in range(2):
+            client.send("GET /primes HTTP/1.1", "Host: localhost", "Range: bytes=0-9")
+            head = client.head()
+            assert (head.status, head.get("Content-Length"), head.get("Accept-Ranges")) == (200, None, None)
+            chunks, trailers = client.chunks()
+            assert b"".join(chunks) == primes() and len(chunks) > 10
+            assert trailers == [b"Prime-Count: 78498"]
+        # It has no content now: nothing is in the way of the next answer.
+        assert client.get("/primes", 'If-None-Match: "primes"').status == 304
+        head = client.get("/clock", method="HEAD")
+        assert (head.status, head.get("Content-Length"), head.get("Transfer-Encoding")) == (200, None, None)
+        assert client.get("/nothing").status == 404
+        assert client.pending == b""
+
+
+def test_stream_http10(streaming: Server) -> None:
+    """HTTP/1.0 doesn't know chunks: the content ends with the connection."""
+    with Connection(streaming.address) as client:
+        client.send("GET /primes HTTP/1.0", "Connection: keep-alive")
+        head = client.head()
+        assert (head.get("Transfer-Encoding"), head.get("Content-Length")) == (None, None)
+        with pytest.raises(EOFError):
+            while True:
+                client.more()
+        assert client.pending == primes()
+
+
+def test_stream_of_a_known_length(streaming: Server) -> None:
+    """It is announced, and pipelined answers follow each other."""
+    squares = b"".join(b"%9d\n" % (n * n) for n in range(1, 10001))
+    with Connection(streaming.address) as client:
+        for _ in range(3):
+            client.send("GET /squares HTTP/1.1", "Host: localhost", "Range: bytes=0-9")
+        for _ in range(3):
+            answer = client.answer()
+            assert (answer.status, answer.get("Accept-Ranges"), answer.body) == (200, None, squares)
+        assert client.get("/squares", "If-None-Match: *").status == 304
+
+
+@pytest.mark.parametrize(
+    ("first", "last"), [(0, 0), (5, 20), (30, 200000), (4294967290, 4294967310), (15999990000, 15999999999)]
+)
+def test_stream_ranges(streaming: Server, first: int, last: int) -> None:
+    """Any part of what exists nowhere is made when it is asked for."""
+    with Connection(streaming.address) as client:
+        answer = client.get("/table", f"Range: bytes={first}-{last}", 'If-Range: "table"')
+        assert answer.status == 206
+        assert answer.get("Content-Range") == f"bytes {first}-{last}/16000000000"
+        assert answer.body == table(first, last)
+
+
+def test_stream_several_ranges(streaming: Server) -> None:
+    """One behind the other, as multipart/byteranges; and none of them, or none at all."""
+    with Connection(streaming.address) as client:
+        answer = client.get("/table", "Range: bytes=100-8191,7000000000-7000000099,-5")
+        assert answer.status == 206
+        boundary = (answer.get("Content-Type") or "").partition("boundary=")[2].encode()
+        wanted = [(100, 8191), (7000000000, 7000000099), (15999999995, 15999999999)]
+        body = b""
+        for first, last in wanted:
+            body += b"\r\n--" + boundary + b"\r\nContent-Type: text/plain\r\n"
+            body += b"Content-Range: bytes %d-%d/16000000000\r\n\r\n" % (first, last) + table(first, last)
+        assert answer.body == body[2:] + b"\r\n--" + boundary + b"--\r\n"
+        answer = client.get("/table", "Range: bytes=16000000000-")
+        assert (answer.status, answer.get("Content-Range")) == (416, "bytes */16000000000")
+        answer = client.get("/table", method="HEAD")
+        assert (answer.status, answer.get("Content-Length")) == (200, "16000000000")
+        assert client.pending == b""
