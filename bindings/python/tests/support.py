@@ -147,18 +147,23 @@ class Client:
             answer.body = self.read(int(answer.fields["content-length"]))
         return answer
 
+    def chunk(self) -> bytes:
+        """The next chunk of content in chunks; empty: that was the last."""
+        data = self._stream.read(int(self._stream.readline(), 16))
+        assert self._stream.readline() == b"\r\n"
+        return data
+
     def chunks(self) -> bytes:
         """Content in chunks, to its end."""
-        body = b""
-        while size := int(self._stream.readline(), 16):
-            body += self._stream.read(size)
-            assert self._stream.readline() == b"\r\n"
-        assert self._stream.readline() == b"\r\n"
-        return body
+        return b"".join(iter(self.chunk, b""))
 
     def read(self, count: int) -> bytes:
         """So many bytes, or fewer if the connection ends before."""
         return self._stream.read(count)
+
+    def some(self, count: int) -> bytes:
+        """What there is, and not more than so many bytes; empty: the connection has ended."""
+        return self._stream.read1(count)
 
     def rest(self, reset: bool = False) -> bytes:
         """All up to the end of the connection, which may be a reset if that is said."""

@@ -684,13 +684,15 @@ def test_what_becomes_of_the_connection_is_looked_at() -> None:
 
 
 def test_the_look_that_a_server_offers() -> None:
-    """waitress has a function for it."""
+    """waitress has a function for it, and an exception, which isn't in the log."""
+    from waitress.channel import ClientDisconnected
+
     left = []
     environ = {"REQUEST_METHOD": "GET", "waitress.client_disconnected": lambda: bool(left)}
     result = iter(Response([b"1", b"2"])(environ, lambda *_: None))
     assert next(result) == b"1"
     left.append(1)
-    with pytest.raises(BrokenPipeError):
+    with pytest.raises(ClientDisconnected):
         next(result)
 
 
@@ -858,6 +860,34 @@ def test_a_server_that_cancels() -> None:
         assert (produced.read, produced.closed) == (1, 1)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("library", ["asyncio", "trio"])
+def test_a_server_that_says_so_while_it_takes_the_last_message(library: str) -> None:
+    """It isn't interrupted: Hypercorn would not close the connection."""
+    taken: list[bool] = []
+
+    async def run(event: Any, sleep: Any) -> None:
+        ended = event()
+
+        async def receive() -> Any:
+            await ended.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if message.get("more_body") is False:
+                ended.set()
+                for _ in range(10):
+                    await sleep(0)
+                taken.append(True)
+
+        await Response([b"1"], streaming=True)(scope(), receive, send)
+
+    if library == "trio":
+        trio.run(run, trio.Event, trio.sleep)
+    else:
+        asyncio.run(run(asyncio.Event, asyncio.sleep))
+    assert taken == [True]
 
 
 @pytest.mark.parametrize("library", ["asyncio", "trio"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import mmap
 import os
@@ -355,7 +356,9 @@ class Response:
 
     async def aclose(self) -> None:
         """The same, in an event loop, for asynchronous content."""
-        await AsyncChunks(self._unread()).aclose()
+        unread = self._unread()
+        if unread != ():
+            await AsyncChunks(unread).aclose()
 
     # ---- Sending ----
 
@@ -405,12 +408,12 @@ class Response:
             if has_trailers:
                 start["trailers"] = True
             chunks = AsyncChunks(made.content, made.length)
-            await _until_left(lambda: self._stream(chunks, start, send), receive)
+            await _until_left(functools.partial(self._stream, chunks, start, send), receive)
         finally:
             await self.aclose()
 
-    async def _stream(self, chunks: AsyncChunks, start: Message, send: Send) -> None:
-        """Send head and content."""
+    async def _stream(self, chunks: AsyncChunks, start: Message, send: Send, ends: Callable[[], object]) -> None:
+        """Send head and content. ends: is called when there is no more of it."""
         held: Message | None = start
         try:
             if self._streaming:
@@ -425,6 +428,7 @@ class Response:
                 await send({"type": _CONTENT, "body": chunk, "more_body": True})
         finally:
             await chunks.aclose()
+        ends()
         if held is not None:
             await send(held)
         await send({"type": _CONTENT, "body": b"", "more_body": False})
@@ -433,7 +437,27 @@ class Response:
             await send({"type": _TRAILERS, "headers": lines, "more_trailers": False})
 
 
-async def _until_left(work: Callable[[], Awaitable[None]], receive: Receive) -> None:
+class _Watched:
+    """Work that is cancelled when the client leaves, up to its end."""
+
+    def __init__(self) -> None:
+        #: What cancels it; None: it is at its end. Servers say that the client has left while they take the last of
+        #: it, and who interrupts Hypercorn then keeps it from closing the connection.
+        self.cancel: Callable[[], object] | None = None
+        self.left = False
+
+    def ends(self) -> None:
+        """Nothing is to be cancelled any more."""
+        self.cancel = None
+
+    def leave(self) -> None:
+        """The client has left."""
+        if self.cancel is not None:
+            self.left = True
+            self.cancel()
+
+
+async def _until_left(work: Callable[[Callable[[], object]], Awaitable[None]], receive: Receive) -> None:
     """Do it, unless the client leaves: then it is cancelled, and that is no error."""
     trio = trio_here()
     if trio is not None:
@@ -441,15 +465,10 @@ async def _until_left(work: Callable[[], Awaitable[None]], receive: Receive) -> 
         return
     import asyncio
 
-    left = False
-
-    def leave() -> None:
-        nonlocal left
-        left = True
-        working.cancel()
-
-    working = asyncio.ensure_future(work())
-    watching = asyncio.ensure_future(_watch(receive, leave))
+    watched = _Watched()
+    working = asyncio.ensure_future(work(watched.ends))
+    watched.cancel = working.cancel
+    watching = asyncio.ensure_future(_watch(receive, watched.leave))
     try:
         await asyncio.wait({working})
     finally:
@@ -459,17 +478,21 @@ async def _until_left(work: Callable[[], Awaitable[None]], receive: Receive) -> 
         error = None if working.cancelled() else working.exception()
     if error is not None:
         raise error
-    if not left:
+    if not watched.left:
         # It may have been cancelled from within.
         working.result()
 
 
-async def _until_left_in_trio(work: Callable[[], Awaitable[None]], receive: Receive, trio: Any) -> None:
+async def _until_left_in_trio(
+    work: Callable[[Callable[[], object]], Awaitable[None]], receive: Receive, trio: Any
+) -> None:
+    watched = _Watched()
     failed: Exception | None = None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_watch, receive, nursery.cancel_scope.cancel)
+        watched.cancel = nursery.cancel_scope.cancel
+        nursery.start_soon(_watch, receive, watched.leave)
         try:
-            await work()
+            await work(watched.ends)
         except Exception as error:
             failed = error  # and no group of exceptions
         nursery.cancel_scope.cancel()
@@ -661,6 +684,10 @@ class _Body:
         self._chunks = chunks
         self._response = response
         self._has_left = _watcher(environ)
+        # What servers know as nothing to speak of, and middleware as content that isn't complete.
+        self._gone: Exception = BrokenPipeError(errno.EPIPE, "the client has left")
+        if "waitress.client_disconnected" in environ and "waitress.channel" in sys.modules:
+            self._gone = sys.modules["waitress.channel"].ClientDisconnected()
         # gunicorn and wsgiref send the head when they get anything.
         self._is_first = response.streaming
 
@@ -674,8 +701,7 @@ class _Body:
         chunk = next(self._chunks)
         if self._has_left():
             self.close()
-            # What servers know as nothing to speak of, and middleware as content that isn't complete.
-            raise BrokenPipeError(errno.EPIPE, "the client has left")
+            raise self._gone
         return chunk
 
     def close(self) -> None:
@@ -697,7 +723,7 @@ def _watcher(environ: Environ) -> Callable[[], bool]:
 
 def _descriptor(environ: Environ) -> int:
     """That of the connection; -1: nobody knows."""
-    for key in ("gunicorn.socket", "werkzeug.socket"):
+    for key in ("gunicorn.socket", "sendgate.socket", "werkzeug.socket"):
         if hasattr(environ.get(key), "fileno"):
             return int(environ[key].fileno())
     # wsgiref's is the connection itself, cheroot's and gevent's read from it.

@@ -86,6 +86,8 @@ class _Task(WSGITask):  # type: ignore[misc]
     def get_environment(self) -> Environ:
         environ: Environ = super().get_environment()
         environ[_TASK] = self
+        # For those who want to know whether the client is still there.
+        environ["sendgate.socket"] = self.channel.socket
         return environ
 
     def answer(self, answer: Answer) -> _Body:
