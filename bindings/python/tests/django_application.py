@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import collections
 import os
+import sqlite3
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import django
@@ -109,6 +111,25 @@ def plain_file(request: HttpRequest) -> FileResponse:
     return FileResponse(settings.FILE)
 
 
+def sparse_file(request: HttpRequest) -> FileResponse:
+    """One that is large."""
+    return FileResponse(Path(settings.FILE).with_name("sparse"))
+
+
+def table(request: HttpRequest) -> StreamingHttpResponse:
+    """Rows of a database, whose connection may be used by no other thread."""
+    database = sqlite3.connect(":memory:")
+
+    def generate() -> Iterator[str]:
+        try:
+            for (number,) in database.execute("VALUES (1), (2), (3)"):
+                yield f"{number}\n"
+        finally:
+            database.close()
+
+    return StreamingHttpResponse(generate())
+
+
 def counts(request: HttpRequest) -> JsonResponse:
     """What was closed."""
     response = JsonResponse(closed)
@@ -124,6 +145,8 @@ urlpatterns = [
     path("waiting/", waiting),
     path("slow/", slow),
     path("plain-file/", plain_file),
+    path("sparse-file/", sparse_file),
+    path("table/", table),
     path("counts/", counts),
 ]
 settings.ROOT_URLCONF = __name__

@@ -57,8 +57,9 @@ class Store:
         validators = [("ETag", ETAG), ("Last-Modified", LAST_MODIFIED)]
         #: Requests that were answered.
         self.asked: list[str] = []
-        #: Connections that are open.
+        #: Connections that are open. Each has a thread.
         self.connected = 0
+        self._lock = threading.Lock()
         store = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -67,12 +68,8 @@ class Store:
             disable_nagle_algorithm = True
 
             def handle(self) -> None:
-                store.connected += 1
-                try:
-                    with contextlib.suppress(ConnectionError):
-                        super().handle()
-                finally:
-                    store.connected -= 1
+                with contextlib.suppress(ConnectionError):
+                    super().handle()
 
             def do_GET(self) -> None:
                 store.asked.append(self.path)
@@ -90,7 +87,18 @@ class Store:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(http.server.ThreadingHTTPServer):
+            def process_request(self, request: Any, client_address: Any) -> None:
+                with store._lock:
+                    store.connected += 1
+                super().process_request(request, client_address)
+
+            def shutdown_request(self, request: Any) -> None:
+                super().shutdown_request(request)
+                with store._lock:
+                    store.connected -= 1
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -207,12 +215,15 @@ class Reply:
         self._socket.close()
 
     def _more(self, timeout: float) -> bool:
-        """Receive something. False: it takes longer; ConnectionError: it ends."""
+        """Receive something. False: it takes longer; ConnectionError: it ends before it may."""
         self._socket.settimeout(timeout)
         try:
             received = self._socket.recv(1 << 18)
         except TimeoutError:
             return False
+        if not received and self.status != 0 and not self._chunked and "content-length" not in self.fields:
+            self.complete = True
+            return True
         if not received:
             raise ConnectionError(f"ended after {self.content[-100:]!r}")
         self._raw += received
@@ -269,6 +280,14 @@ class Reply:
         """Wait until so many bytes of content are there."""
         while len(self.content) < count:
             if not self._more(timeout):
+                return False
+        return True
+
+    def skip(self, count: int) -> bool:
+        """Wait until so many bytes have been sent, and keep none."""
+        while self.sent < count:
+            self.content = b""
+            if not self._more(20):
                 return False
         return True
 

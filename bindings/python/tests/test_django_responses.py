@@ -187,6 +187,23 @@ def test_the_mixin_is_for_any_response() -> None:
     assert (page.content, page["Content-Length"]) == (b"Hello World", "11")
 
 
+def test_the_mixin_with_json() -> None:
+    """One that is made at once, and one that streams and is Django's."""
+
+    class Json(FreezeMixin, http.JsonResponse):
+        """Of Django."""
+
+    class Stream(FreezeMixin, http.StreamingHttpResponse):
+        """Of Django."""
+
+    response, stream = Json({"a": 1}, frozen="ignore"), Stream([b"a"])
+    for each in (response, stream):
+        each.freeze_content()
+    response.content = b"other"
+    stream.streaming_content = [b"other"]
+    assert (response.content, response["Content-Length"], b"".join(stream)) == (b'{"a": 1}', "8", b"a")
+
+
 # ---- Content ----
 
 
@@ -216,6 +233,17 @@ def test_frozen_content_that_streams() -> None:
     response.content_iterator = iter([b"other"])
     response["Content-Length"] = "5"
     assert list(response) == [b"a", b"b"] and "Content-Length" not in response
+
+
+def test_freezing_reads_no_iterator() -> None:
+    """Whether it streams may be said later."""
+    iterator = Watched(b"a", b"b")
+    response = HttpResponse(iterator)
+    response.freeze_content()
+    response.content = b"other"
+    assert iterator.made == 0 and "Content-Length" not in response
+    response.streaming = True
+    assert list(response) == [b"a", b"b"]
 
 
 @pytest.mark.parametrize("status", [204, 304])

@@ -16,10 +16,12 @@ import pytest
 
 pytest.importorskip("django", reason="django is not installed: bindings/python/requirements-dev.txt")
 
+import django
+
 import django_table
 import rows
 from asked import check_all
-from django_project import ETAG, LAST_MODIFIED, STACKS, Feed, Reply, Running, running
+from django_project import ETAG, LAST_MODIFIED, SERVERS, STACKS, Feed, Reply, Running, running
 from django_table import CONTENT, FILE, OURS, PIECES, TAG, VIEWS, judge
 from support import READS, moved, request, traced, wait_until
 
@@ -112,6 +114,9 @@ def test_the_tables_of_the_document(server: Server, feed: Feed) -> None:
         # What is expected late is late however long one waits.
         return 0.1 if cells.get((title, column), "").startswith("late") else 20
 
+    if django.VERSION >= (6, 1) and server.name == "gunicorn":
+        # Its GZipMiddleware flushes, too.
+        expected = [row if "asynch" in row else row.replace("late, ", "").replace("late", "right") for row in expected]
     assert django_table.lines(server, feed, patience) == expected
 
 
@@ -190,10 +195,45 @@ def test_memory_is_flat(server: Server, view: str, stack: str) -> None:
     assert most - before < 16 * MIB
 
 
+@on(*STREAMING)
+def test_content_from_a_database(server: Server) -> None:
+    """It is read in the thread where the view was, piece by piece, or the connection would refuse it."""
+    for stack in ("no middleware", "all five", "all five, two ours"):
+        with Reply(server.address, "/table/", f"X-Stack: {stack}", "Accept-Encoding: gzip") as reply:
+            assert reply.rest() == b"1\n2\n3\n"
+
+
 # ---- Files ----
 
 
-@on("gunicorn", "sendgate.gunicorn", "uvicorn", "sendgate.uvicorn", "waitress", "wsgiref")
+@on(*SERVERS)
+def test_a_file_without_a_request(server: Server) -> None:
+    """In full, compressed if a middleware does that, and with ranges where a server of this package is ASGI's."""
+    for stack in ("no middleware", "all five", "all five, two ours"):
+        fields = (f"X-Stack: {stack}", "Accept-Encoding: gzip", "Range: bytes=10-19")
+        with Reply(server.address, "/plain-file/", *fields) as reply:
+            if stack == "no middleware" and server.name == "sendgate.uvicorn":
+                assert (reply.rest(), reply.status) == (FILE[10:20], 206)
+                continue
+            assert reply.rest() == FILE
+            assert (reply.fields.get("content-encoding") == "gzip") is (stack != "no middleware")
+
+
+@on("gunicorn", "uvicorn", "sendgate.uvicorn")
+def test_memory_is_flat_for_a_file(server: Server, directory: Path) -> None:
+    """Django's FileResponse is read into memory under ASGI."""
+    with (directory / "sparse").open("wb") as file:
+        file.truncate(GIB)
+    before = most = server.memory()
+    with Reply(server.address, "/sparse-file/", "X-Stack: ConditionalGet") as reply:
+        for marks in range(0, GIB, 64 * MIB):
+            assert reply.skip(marks)
+            most = max(most, server.memory())
+        assert reply.skip(GIB)
+    assert most - before < 16 * MIB
+
+
+@on(*SERVERS)
 @pytest.mark.parametrize("stack", ["no middleware", "GZip", "all five", "all five, two ours"])
 def test_a_file_with_conditions_and_ranges(server: Server, stack: str) -> None:
     """As by RFC 9110, on every server, whatever the client accepts."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 KNOWN = f"sendgate.django, which works with Django 4.2 to 6.1, not {django.get_version()},"
 check_hooks(KNOWN, HttpResponseBase, "headers", "_handler_class", "_resource_closers", "make_bytes")
-check_hooks(KNOWN, ResponseHeaders, "_store", "_convert_to_charset", "_unpack_items")
+check_hooks(KNOWN, ResponseHeaders, "_store")
 check_hooks(KNOWN, DjangoHttpResponse, "content")
 # From 4.2 on a response that streams may be asynchronous.
 check_hooks(KNOWN, DjangoStreamingHttpResponse, "_set_streaming_content", "__aiter__", "close")
@@ -213,7 +213,7 @@ class FreezeMixin(HttpResponseBase):  # type: ignore[misc]
 
     def freeze_content(self) -> None:
         """Nobody may change the content, nor Content-Length, Content-Encoding, Content-Range, Accept-Ranges, ETag and
-        Last-Modified. Of content that doesn't stream, Content-Length is set before, unless it is there.
+        Last-Modified. Content-Length is set before, unless it is there, of content that is.
         """
         later = not getattr(self, "is_rendered", True)
         if later:
@@ -224,8 +224,9 @@ class FreezeMixin(HttpResponseBase):  # type: ignore[misc]
         self.freeze_header(*_OF_THE_CONTENT)
 
     def _freeze_length(self) -> None:
+        there = not self.streaming and getattr(self, "_iterator", None) is None
         # RFC 9110 8.6: a 304 would have that of another content.
-        if not self.streaming and self.status_code not in (204, 304) and "Content-Length" not in self.headers:
+        if there and self.status_code not in (204, 304) and "Content-Length" not in self.headers:
             self.headers["Content-Length"] = str(len(self.content))
         self.freeze_header("Content-Length")
 

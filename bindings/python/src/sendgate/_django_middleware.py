@@ -267,9 +267,10 @@ async def _acompressed(content: Any, compressor: _Compressor) -> AsyncIterator[b
 class GZipMiddleware(DjangoGZipMiddleware):  # type: ignore[misc]
     """Django's GZipMiddleware, from which each piece of a response that streams comes as soon as it was made.
 
-    Django's keeps what is synchronous until there is enough to compress well, and makes of each piece that is
-    asynchronous a member of its own (RFC 1952 2.2), of which some clients decode only the first. This one flushes one
-    member after each piece, which costs 5 bytes or more each time. Part of something (206) isn't compressed.
+    That of Django 5.2 keeps what is synchronous until there is enough to compress well, and makes of each asynchronous
+    piece a member of its own (RFC 1952 2.2), of which some clients decode only the first; that of 6.0 keeps both, and
+    that of 6.1 flushes. This one flushes one member after each piece, which costs 5 bytes or more each time. A part of
+    something (206) isn't compressed.
     """
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:

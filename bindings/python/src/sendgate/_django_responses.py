@@ -278,9 +278,10 @@ class HttpResponse(_Streaming, DjangoHttpResponse):  # type: ignore[misc]
         response = HttpResponse(pieces)
         response.streaming = True
 
-    content: as Django's. An iterable of bytes or str, also an asynchronous one, isn't read before that is necessary: by
-    whoever asks for ``content``, which is then kept. If nobody does, and with ``streaming = True``, it is sent as it is
-    made: see ``StreamingHttpResponse``. A response that streams has ``content_iterator`` in the place of ``content``.
+    content: as Django's. An iterable of bytes or str, also an asynchronous one, but for a list or a tuple, isn't read
+    before that is necessary: by whoever asks for ``content``, which is then kept. If nobody does, and with
+    ``streaming = True``, it is sent as it is made: see ``StreamingHttpResponse``. A response that streams has
+    ``content_iterator`` in the place of ``content``.
 
     length: bytes, for Content-Length; of content that streams, the connection is broken if it is another number.
 
