@@ -2,12 +2,18 @@
 # checkout changes, but for Debian packages that tests need, which `make test` installs where it may.
 
 .DEFAULT_GOAL := help
-.PHONY: help lib header serve test test-rust test-python test-examples lint bench bench-decide bench-run bench-slow bench-stall bench-python bench-peers soak doc clean setup-system setup-python setup-dev
+.PHONY: help lib man install uninstall dist header serve test test-rust test-python test-examples lint bench bench-decide bench-run bench-slow bench-stall bench-python bench-peers soak doc clean setup-system setup-python setup-dev
 
 CARGO ?= cargo
 PYTHON_RUN = .venv/bin/python
 # What pytest needs to see of the checkout is passed by path: the package itself comes from the installed wheel.
 PYTEST = $(PYTHON_RUN) -m pytest -p no:cacheprovider -q -rs
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml)
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+MANDIR ?= $(PREFIX)/share/man
 
 DIR ?= .
 BIND ?= 127.0.0.1
@@ -19,7 +25,24 @@ help: ## this list
 
 lib: ## the shared and the static library, in target/release
 	$(CARGO) build --release --lib --locked
-	ln -sf libsendgate.so target/release/libsendgate.so.0
+	ln -sf libsendgate.so $(TARGET_DIR)/release/libsendgate.so.0
+
+man: ## the manual pages, in target/man
+	@python3 scripts/manpages.py $(TARGET_DIR)/man
+
+install: lib man ## library, header, pkg-config and CMake files, manual pages (make install PREFIX=/usr/local DESTDIR=...)
+	@VERSION=$(VERSION) PREFIX=$(PREFIX) LIBDIR=$(LIBDIR) INCLUDEDIR=$(INCLUDEDIR) MANDIR=$(MANDIR) DESTDIR=$(DESTDIR) \
+		BUILT=$(TARGET_DIR)/release MAN=$(TARGET_DIR)/man sh scripts/install.sh
+
+uninstall: ## what install has installed, with the same PREFIX and DESTDIR
+	rm -f $(DESTDIR)$(INCLUDEDIR)/sendgate.h $(DESTDIR)$(LIBDIR)/libsendgate.a $(DESTDIR)$(LIBDIR)/libsendgate.so* \
+		$(DESTDIR)$(LIBDIR)/pkgconfig/sendgate.pc $(DESTDIR)$(MANDIR)/man3/sendgate_*.3 $(DESTDIR)$(MANDIR)/man7/sendgate.7
+	rm -rf $(DESTDIR)$(LIBDIR)/cmake/sendgate
+
+dist: ## the sources of this commit, in target/sendgate-VERSION.tar.gz
+	@mkdir -p $(TARGET_DIR)
+	git archive --format=tar.gz --prefix=sendgate-$(VERSION)/ -o $(TARGET_DIR)/sendgate-$(VERSION).tar.gz HEAD
+	@echo $(TARGET_DIR)/sendgate-$(VERSION).tar.gz
 
 serve: setup-python ## serve DIR on BIND:PORT (make serve DIR=/usr/share/doc PORT=8001)
 	@$(PYTHON_RUN) -m sendgate "$(DIR)" --bind "$(BIND)" --port "$(PORT)"
@@ -32,8 +55,8 @@ test-rust: ## Rust, the C programs (plain, sanitized, under Valgrind) and the AB
 test-examples: examples setup-dev ## the C examples over real sockets
 	$(PYTEST) tests/test_examples.py tests/test_fastcgi_example.py
 
-test-python: setup-dev ## the installed wheel, the directory server, the comparison with nginx, the documents' examples
-	$(PYTEST) bindings/python/tests tests/differential tests/test_readme.py tests/test_docs.py
+test-python: setup-dev ## the installed wheel, the directory server, the comparison with nginx, the documents' examples, make install
+	$(PYTEST) bindings/python/tests tests/differential tests/test_readme.py tests/test_docs.py tests/test_install.py
 
 lint: setup-dev ## rustfmt, clippy, ruff, mypy
 	$(CARGO) fmt --check

@@ -14,10 +14,13 @@ need_file() { # FILE PACKAGE
 need cc gcc
 need c++ g++
 need clang clang
+need cmake cmake
 need curl curl
+need groff groff-base
 need lighttpd lighttpd
 need nginx nginx-light
 need openssl openssl
+need pkg-config pkg-config
 need readelf binutils
 need strace strace
 need valgrind valgrind

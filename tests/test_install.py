@@ -1,0 +1,182 @@
+"""`make install` into a clean prefix: what a C program, pkg-config, CMake and man(1) find there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+VERSION = re.search(r'^version = "(.*)"$', (ROOT / "Cargo.toml").read_text(), re.M)[1]  # type: ignore[index]
+
+#: What a program of any age may be compiled as. It gets its memory from calloc and casts it, to be C and C++.
+PROGRAM = """
+#include <sendgate.h>
+#include <stdio.h>
+#include <string.h>
+
+int main(void)
+{
+    sendgate_rep rep;
+    sendgate_exchange ex;
+    char head[512];
+    size_t len = 0;
+    memset(&rep, 0, sizeof rep);
+    memset(&ex, 0, sizeof ex);
+    rep.size = sizeof rep;
+    rep.kind = SENDGATE_REP_MEMORY;
+    ex.size = sizeof ex;
+    ex.rep = &rep;
+    ex.now = 784111777;
+    if (sendgate_version() >> 16 != SENDGATE_VERSION_MAJOR)
+        return 2;
+    if (sendgate_head_bytes(&ex, head, sizeof head, &len) != SENDGATE_OK)
+        return 1;
+    fwrite(head, 1, len, stdout);
+    return 0;
+}
+"""
+WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Werror")
+C = ("c99", "c11", "c17", "c2x")
+CXX = ("c++11", "c++14", "c++17", "c++20")
+
+
+def run(*command: str | Path, **keywords: object) -> str:
+    """What a command prints; it has to succeed."""
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, **keywords)  # type: ignore[call-overload]
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return str(done.stdout)
+
+
+def need(program: str, package: str) -> None:
+    """Skip without that program."""
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed (Debian: apt-get install {package})")
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where it is installed, by way of a DESTDIR, as a package is."""
+    stage = tmp_path_factory.mktemp("stage")
+    prefix = tmp_path_factory.mktemp("installed") / "prefix"
+    run("make", "-s", "install", f"PREFIX={prefix}", f"DESTDIR={stage}", cwd=ROOT)
+    shutil.move(str(stage) + str(prefix), prefix)
+    # Nothing else was written, and nothing knows of the DESTDIR.
+    assert not [path for path in stage.rglob("*") if not path.is_dir()]
+    for path in prefix.rglob("*"):
+        if path.suffix in (".pc", ".cmake"):
+            assert str(stage) not in path.read_text()
+    return prefix
+
+
+@pytest.fixture
+def environment(prefix: Path) -> dict[str, str]:
+    """With which pkg-config finds it, and a program its library."""
+    found = {"PKG_CONFIG_PATH": str(prefix / "lib/pkgconfig"), "LD_LIBRARY_PATH": str(prefix / "lib")}
+    return {**os.environ, **found}
+
+
+def test_what_is_installed(prefix: Path) -> None:
+    """Names and links as for any library; the number in the SONAME is the one of the ABI."""
+    library = prefix / "lib" / f"libsendgate.so.{VERSION}"
+    assert library.is_file() and not library.is_symlink()
+    major = VERSION.split(".")[0]
+    assert os.readlink(prefix / "lib" / f"libsendgate.so.{major}") == library.name
+    assert os.readlink(prefix / "lib/libsendgate.so") == f"libsendgate.so.{major}"
+    assert f"[libsendgate.so.{major}]" in run("readelf", "-d", library)
+    for name in ("lib/libsendgate.a", "lib/pkgconfig/sendgate.pc", "include/sendgate.h", "share/man/man7/sendgate.7"):
+        assert (prefix / name).is_file()
+    assert os.stat(library).st_mode & 0o777 == 0o755
+    assert os.stat(prefix / "include/sendgate.h").st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize(
+    ("compiler", "package"), [("gcc", "gcc"), ("clang", "clang"), ("g++", "g++"), ("clang++", "clang")]
+)
+def test_pkg_config(
+    prefix: Path, environment: dict[str, str], tmp_path: Path, compiler: str, package: str, static: bool
+) -> None:
+    """A program in every C and C++ that the header is for, by pkg-config alone, shared and static."""
+    need("pkg-config", "pkg-config")
+    need(compiler, package)
+    flags = run("pkg-config", *(["--static"] if static else []), "--cflags", "--libs", "sendgate", env=environment)
+    assert run("pkg-config", "--modversion", "sendgate", env=environment).strip() == VERSION
+    is_cxx = compiler.endswith("++")
+    source = tmp_path / ("app.cc" if is_cxx else "app.c")
+    source.write_text(PROGRAM)
+    for standard in CXX if is_cxx else C:
+        program = tmp_path / f"app-{standard}"
+        more = ["-static"] if static else []
+        run(compiler, f"-std={standard}", *WARNINGS, *more, source, *flags.split(), "-o", program)
+        assert run(program, env=environment).startswith("HTTP/1.1 200 OK\nDate: Sun, 06 Nov 1994 08:49:37 GMT")
+        linked = run("readelf", "-d", program)
+        assert ("libsendgate.so.0" in linked) is not static
+
+
+def test_cmake(prefix: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    """find_package(sendgate), with the version that is there, and not with another."""
+    need("cmake", "cmake")
+    (tmp_path / "app.c").write_text(PROGRAM)
+    for target in ("sendgate::sendgate", "sendgate::static"):
+        (tmp_path / "CMakeLists.txt").write_text(
+            "cmake_minimum_required(VERSION 3.13)\nproject(app C)\nfind_package(sendgate 0.1 REQUIRED)\n"
+            f"add_executable(app app.c)\ntarget_link_libraries(app PRIVATE {target})\n"
+        )
+        build = tmp_path / target.replace(":", "")
+        run("cmake", "-S", tmp_path, "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}")
+        run("cmake", "--build", build)
+        assert "HTTP/1.1 200 OK" in run(build / "app")
+    for wanted in ("0.2", "1.0"):
+        text = (tmp_path / "CMakeLists.txt").read_text().replace("sendgate 0.1", f"sendgate {wanted}")
+        (tmp_path / "CMakeLists.txt").write_text(text)
+        failed = subprocess.run(
+            ["cmake", "-S", tmp_path, "-B", tmp_path / "other", f"-DCMAKE_PREFIX_PATH={prefix}"], capture_output=True
+        )
+        assert failed.returncode != 0
+        (tmp_path / "CMakeLists.txt").write_text(text.replace(f"sendgate {wanted}", "sendgate 0.1"))
+
+
+def test_manual_pages(prefix: Path) -> None:
+    """Each function has one, which says since when there is it; man(1) has nothing to say about any."""
+    symbols = (ROOT / "tests/symbols.txt").read_text().splitlines()
+    pages = prefix / "share/man/man3"
+    for line in symbols:
+        if not line.startswith("#"):
+            since, name = line.split()
+            page = (pages / f"{name}.3").read_text()
+            assert f"Since version {since}." in page
+            assert f"\n{name} \\- " in page.replace("\\_", "_")
+            assert f"\\fB{name}\\fR" not in page.split(".SH SEE ALSO")[1]
+    overview = (prefix / "share/man/man7/sendgate.7").read_text()
+    assert all(f"\n.BR {line.split()[1]} (3)\n" in overview for line in symbols if not line.startswith("#"))
+    need("groff", "groff-base")
+    for page in [*pages.iterdir(), prefix / "share/man/man7/sendgate.7"]:
+        done = subprocess.run(["groff", "-man", "-wall", "-Tutf8", "-z", page], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_uninstall(tmp_path: Path) -> None:
+    """Takes away what was installed, and nothing else."""
+    other = tmp_path / "prefix/lib/libother.so"
+    other.parent.mkdir(parents=True)
+    other.touch()
+    for target in ("install", "uninstall"):
+        run("make", "-s", target, f"PREFIX={tmp_path / 'prefix'}", cwd=ROOT)
+    assert [path for path in (tmp_path / "prefix").rglob("*") if not path.is_dir()] == [other]
+
+
+def test_a_place_that_makes_no_sense(tmp_path: Path) -> None:
+    """Is refused with a word of why."""
+    done = subprocess.run(
+        ["make", "-s", "install", f"PREFIX={tmp_path}/a", "LIBDIR=/elsewhere/lib", f"DESTDIR={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "/elsewhere/lib is not below" in done.stderr
