@@ -11,7 +11,6 @@ import collections
 import os
 import sqlite3
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,9 +37,8 @@ closed: collections.Counter[str] = collections.Counter()
 class Blocks:
     """So many bytes, which aren't kept anywhere."""
 
-    def __init__(self, size: int, name: str) -> None:
+    def __init__(self, size: int) -> None:
         self._blocks = size // len(BLOCK)
-        self._name = name
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -51,25 +49,18 @@ class Blocks:
         self._blocks -= 1
         return BLOCK
 
-    def close(self) -> None:
-        """Count it."""
-        closed[self._name] += 1
-
 
 def blocks(request: HttpRequest, size: int) -> StreamingHttpResponse:
     """Content that is made while it is sent."""
-    return StreamingHttpResponse(Blocks(size, request.GET.get("name", "")))
+    return StreamingHttpResponse(Blocks(size))
 
 
 async def async_blocks(request: HttpRequest, size: int) -> StreamingHttpResponse:
     """The same, asynchronous."""
 
     async def generate() -> AsyncIterator[bytes]:
-        try:
-            for block in Blocks(size, ""):
-                yield block
-        finally:
-            closed[request.GET.get("name", "")] += 1
+        for block in Blocks(size):
+            yield block
 
     return StreamingHttpResponse(generate())
 
@@ -81,20 +72,6 @@ async def waiting(request: HttpRequest) -> StreamingHttpResponse:
         try:
             yield b"first"
             await asyncio.sleep(3600)
-        finally:
-            closed[request.GET.get("name", "")] += 1
-
-    return StreamingHttpResponse(generate())
-
-
-def slow(request: HttpRequest) -> StreamingHttpResponse:
-    """A piece every few milliseconds, for a long time."""
-
-    def generate() -> Iterator[bytes]:
-        try:
-            while True:
-                yield b"x" * 1000
-                time.sleep(0.005)
         finally:
             closed[request.GET.get("name", "")] += 1
 
@@ -143,7 +120,6 @@ urlpatterns = [
     path("async-blocks/<int:size>/", async_blocks),
     path("announced/<int:length>/", announced),
     path("waiting/", waiting),
-    path("slow/", slow),
     path("plain-file/", plain_file),
     path("sparse-file/", sparse_file),
     path("table/", table),

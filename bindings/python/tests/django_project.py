@@ -40,11 +40,13 @@ def set_up(store: str = "http://127.0.0.1:9", file: str = __file__) -> None:
     """Make the project importable, and Django know it."""
     if str(EXAMPLE) not in sys.path:
         sys.path.insert(0, str(EXAMPLE))
-    os.environ["DJANGO_SETTINGS_MODULE"] = "mysite.settings"
     import django
     from django.conf import settings
 
+    os.environ["DJANGO_SETTINGS_MODULE"] = "mysite.settings"
     django.setup()
+    # Servers that other tests start have settings of their own.
+    del os.environ["DJANGO_SETTINGS_MODULE"]
     settings.STORE, settings.FILE = store, file
 
 

@@ -512,6 +512,14 @@ def test_a_length_is_kept_or_the_connection_broken(
     assert got in ([], [b"abc"], [b"ab"])
 
 
+def test_a_length_is_kept_by_what_is_read_first_too() -> None:
+    """Who asks for content that isn't what was announced gets the error, and so a 500 is answered."""
+    response = HttpResponse(iter([b"abc"]), length=4)
+    with pytest.raises(sendgate.TruncatedError):
+        response.content  # noqa: B018
+    assert HttpResponse(iter([b"abc"]), length=3).content == b"abc"
+
+
 def test_a_length_that_is_a_header() -> None:
     """Counts as well, unless the content is somebody else's by now."""
     response = StreamingHttpResponse([b"abc"])

@@ -5,10 +5,14 @@ The store sends the next piece when the client has the last one, so nobody waits
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import os
 import re
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +25,9 @@ import django
 import django_table
 import rows
 from asked import check_all
-from django_project import ETAG, LAST_MODIFIED, SERVERS, STACKS, Feed, Reply, Running, running
+from django_project import ETAG, EXAMPLE, LAST_MODIFIED, SERVERS, STACKS, Feed, Reply, Running, running
 from django_table import CONTENT, FILE, OURS, PIECES, TAG, VIEWS, judge
+from launching import serving
 from support import READS, moved, request, traced, wait_until
 
 MIB = 1 << 20
@@ -260,3 +265,52 @@ def test_a_file_leaves_by_sendfile(
 def test_the_stacks_are_what_the_tables_ask_for() -> None:
     """A name that doesn't exist would be no middleware at all."""
     assert {*django_table.COLUMNS, *OURS} <= set(STACKS)
+
+
+# ---- After all that ----
+
+
+@on(*SERVERS)
+def test_nothing_was_wrong_on_the_inside(server: Server) -> None:
+    """The logs have no other errors than those that tests have asked for."""
+    log = server.log.read_text()
+    errors = {line.split(":")[0] for line in log.splitlines() if re.match(r"[\w.]+(Error|Exception|Warning):", line)}
+    assert errors <= {"sendgate._errors.ExcessError", "sendgate._errors.TruncatedError"}
+    assert "ignored in" not in log
+
+
+# ---- The example as it is ----
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "gunicorn --worker-class sendgate.gunicorn.ThreadWorker --no-control-socket -b 127.0.0.1:{port} mysite.wsgi",
+        "uvicorn --http sendgate.uvicorn:HttpTools mysite.asgi:application --port {port}",
+    ],
+    ids=["gunicorn", "uvicorn"],
+)
+def test_the_example(words: str, tmp_path: Path) -> None:
+    """With its own store and its own settings, by the commands that it names."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("STORE", "FILE")}
+
+    def python(*arguments: str) -> Callable[[int], list[str]]:
+        return lambda port: [sys.executable, *(word.format(port=port) for word in arguments)]
+
+    with contextlib.ExitStack() as stack:
+        start = functools.partial(serving, cwd=EXAMPLE)
+        (_, port), _ = stack.enter_context(start(python("store.py", "{port}"), tmp_path / "store", env=environment))
+        environment["STORE"] = f"http://127.0.0.1:{port}"
+        command = python("-m", *words.split())
+        address, _ = stack.enter_context(start(command, tmp_path / "log", "/none", env=environment))
+        with Reply(address, "/large/", "Accept-Encoding: gzip") as reply:
+            assert len(reply.rest()) == reply.sent == 10_000_000
+            assert reply.fields["etag"] == '"v1"'
+        with Reply(address, "/large-compressed/", "Accept-Encoding: gzip") as reply:
+            assert reply.rest().count(b"a line of the log\n") == 500_000
+            assert reply.fields["etag"] == '"v1"' and reply.sent < 5_000_000
+        with Reply(address, "/long/", "Accept-Encoding: gzip") as reply:
+            # The next one is made a second later.
+            assert reply.has(1) and reply.content == b"line 0 of the report\n"
+        with Reply(address, "/file/", "Range: bytes=0-2") as reply:
+            assert (reply.rest(), reply.status) == (b'"""', 206)

@@ -234,7 +234,7 @@ class FreezeMixin(HttpResponseBase):  # type: ignore[misc]
         """Whether it was."""
         return self._content_frozen
 
-    def frozen_parts(self) -> Callable[[FreezeMixin], None]:
+    def _frozen_parts(self) -> Callable[[FreezeMixin], None]:
         """What freezes the same of another response as is frozen of this one now. For this package."""
         names, content, how = self._fields._store.frozen, self._content_frozen, self.frozen
 

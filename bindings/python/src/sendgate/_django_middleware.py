@@ -69,7 +69,7 @@ class _Capture:
         self._length = 0
         # Middleware further outside goes on changing the headers of the other.
         self._made = _without_content(response)
-        self._freeze = response.frozen_parts() if isinstance(response, FreezeMixin) else _nothing
+        self._freeze = response._frozen_parts() if isinstance(response, FreezeMixin) else _nothing
         announced = response.get("Content-Length", "")
         self._announced = int(announced) if announced.isascii() and announced.isdigit() else None
 
@@ -210,8 +210,8 @@ class UpdateCacheMiddleware(DjangoUpdateCacheMiddleware):  # type: ignore[misc]
     def _capture(self, response: Any, keep: Callable[[Any], object]) -> None:
         capture = _Capture(response, keep, self.stream_limit)
         tee = _AsyncTee if response.is_async else _Tee
-        if hasattr(response, "wrap_content"):
-            response.wrap_content(lambda content: tee(content, capture))
+        if hasattr(response, "_wrap_content"):
+            response._wrap_content(lambda content: tee(content, capture))
         else:
             response.streaming_content = tee(response.streaming_content, capture)
 

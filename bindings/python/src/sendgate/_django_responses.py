@@ -246,7 +246,7 @@ class _Streaming(FreezeMixin):
         self._counted = True
         return content_length([("Content-Length", self.headers["Content-Length"])] if "Content-Length" in self else [])
 
-    def wrap_content(self, wrap: Callable[[Any], Any]) -> None:
+    def _wrap_content(self, wrap: Callable[[Any], Any]) -> None:
         """Put into the content's place, even if that is frozen, an iterator over the same bytes. For this package."""
         inside = (AsyncChunks if self.is_async else Chunks)(self._take(), self._length())
         self._iterator = wrap(inside)
@@ -365,7 +365,8 @@ class HttpResponse(_Streaming, DjangoHttpResponse):  # type: ignore[misc]
         pieces = (_AsyncPieces if self.is_async else _Pieces)(content, self.charset)
         with contextlib.suppress(ValueError):
             self._resource_closers.remove(content.close)
-        self._container = [b"".join(Chunks(pieces))]
+        # What isn't what was announced must not be sent as if it were.
+        self._container = [b"".join(Chunks(pieces, self._length()))]
 
     def write(self, content: Any) -> None:
         """Add to the content."""
