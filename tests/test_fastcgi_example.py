@@ -101,11 +101,11 @@ def ask(path: str, keep: bool = True, **params: str) -> bytes:
     return b"".join(records) + record(STDIN)
 
 
-def receive(client: socket.socket, stop: int = END) -> list[tuple[int, int, bytes]]:
-    """Records up to the first of a kind: kind, request, content."""
+def receive(client: socket.socket, stop: int = END, times: int = 1) -> list[tuple[int, int, bytes]]:
+    """Records up to the first, or a later one, of a kind: kind, request, content."""
     stream = client.makefile("rb")
     seen = []
-    while not seen or seen[-1][0] != stop:
+    while sum(kind == stop for kind, _, _ in seen) < times:
         head = stream.read(8)
         assert len(head) == 8, "closed before the end"
         version, kind, request, length, padding = struct.unpack("!BBHHBx", head)
@@ -157,6 +157,27 @@ def test_connections_are_kept_if_that_is_asked_for(folder: Path) -> None:
         client.sendall(ask("/small.txt", keep=False))
         assert answer(client)[1] == b"0123456789"
         assert client.recv(1) == b""
+
+
+def test_an_answer_that_takes_waiting(folder: Path) -> None:
+    """It is sent in the background as far as the socket doesn't take it at once, and the connection is kept."""
+    (folder / "huge.bin").write_bytes(os.urandom(1 << 20) * 5)
+    with running("0", folder) as where, connect(where) as client:
+        for _ in range(3):
+            client.sendall(ask("/huge.bin"))
+            assert answer(client)[1] == (folder / "huge.bin").read_bytes()
+            client.sendall(ask("/small.txt"))
+            assert answer(client)[1] == b"0123456789"
+
+
+def test_two_requests_at_once(folder: Path) -> None:
+    """The second is answered too, after the first, where that took no waiting."""
+    with running("0", folder) as where, connect(where) as client:
+        client.sendall(ask("/small.txt") + ask("/none"))
+        first, last, end, *second = receive(client, times=2)
+        assert first[2].endswith(b"\r\n\r\n0123456789")
+        assert second[0][2].startswith(b"Status: 404") and second[0][2].endswith(b"\r\n\r\nNot found\n")
+        assert [last, end] == second[1:] == [(STDOUT, 1, b""), (END, 1, bytes(8))]
 
 
 def test_what_a_responder_does_not_do(folder: Path) -> None:
