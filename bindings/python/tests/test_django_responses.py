@@ -294,7 +294,18 @@ def name_first(response: Any) -> None:
     response["ETag"] = "W/" + response["ETag"]
 
 
-@pytest.mark.parametrize("compress", [compress_first, name_first])
+def compress_lazily(response: Any) -> None:
+    """The same with an iterator, which is content too."""
+    if response.streaming:
+        compress_first(response)
+    else:
+        response.content = map(gzip.compress, [response.content])
+        response["Content-Length"] = "27"
+        response["ETag"] = "W/" + response["ETag"]
+        response["Content-Encoding"] = "gzip"
+
+
+@pytest.mark.parametrize("compress", [compress_first, name_first, compress_lazily])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_content_that_was_coded_without_asking_comes_back(compress: Callable[[Any], None], streaming: bool) -> None:
     """Coded content whose Content-Encoding is refused would be wrong: all is as it was, and stays so."""
@@ -415,6 +426,16 @@ def test_what_nobody_has_read_is_streamed_by_the_handler() -> None:
     assert response.streaming
     assert list(response) == [b"a", b"b"]
     assert not HttpResponse(b"a").streaming
+
+
+def test_who_is_no_handler_may_iterate_again() -> None:
+    """Over what doesn't stream, as over a response of Django's; and streaming may be turned off again."""
+    response = HttpResponse(Watched(b"a", b"b"))
+    assert list(response) == list(response) == [b"ab"] and response.content == b"ab"
+    response.streaming = True
+    response.streaming = False
+    assert response.content == b"ab"
+    assert list(StreamingHttpResponse([bytearray(b"a"), memoryview(b"b")])) == [b"a", b"b"]
 
 
 def test_a_response_that_streams_has_no_content() -> None:

@@ -294,9 +294,9 @@ class FreezeMixin(HttpResponseBase):  # type: ignore[misc]
         before, self._before = self._before, None
         if before is not None:
             content, headers = before
+            for name in (*_CONTENT, "text"):
+                self.__dict__.pop(name, None)
             self.__dict__.update(content)
-            self.__dict__.pop("text", None)
-            self.__dict__["_replaced"] = content.get("_replaced", False)
             store = self._fields._store
             for key in ("content-length", "etag"):
                 # Also what has become frozen in between: it was of the other content.

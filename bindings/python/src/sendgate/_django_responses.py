@@ -45,7 +45,7 @@ def in_djangos_thread(function: Callable[[], Any]) -> Awaitable[Any]:
 
 def _encoded(charset: str, piece: Any) -> bytes:
     """As Django's make_bytes, but that it doesn't hold the response, which would go round in a circle."""
-    if isinstance(piece, (bytes, memoryview)):
+    if isinstance(piece, (bytes, bytearray, memoryview)):
         return bytes(piece)
     return (piece if isinstance(piece, str) else str(piece)).encode(charset)
 
@@ -304,7 +304,7 @@ class HttpResponse(_Streaming, DjangoHttpResponse):  # type: ignore[misc]
     @streaming.setter
     def streaming(self, value: bool) -> None:
         if value and self._iterator is None:
-            self._iterator = iter(self._container)
+            self._iterator = _Source(self._container)
         self._streams = bool(value)
 
     def _check_streaming(self) -> None:
@@ -377,7 +377,11 @@ class HttpResponse(_Streaming, DjangoHttpResponse):  # type: ignore[misc]
 
     def __iter__(self) -> Iterator[bytes]:
         """See ``StreamingHttpResponse``."""
-        return iter(self._container) if self._iterator is None else super().__iter__()
+        if self.streaming:
+            return super().__iter__()
+        # Who isn't a handler may do so again.
+        self._capture()
+        return iter(self._container)
 
 
 class FileResponse(_Streaming, DjangoFileResponse):  # type: ignore[misc]
