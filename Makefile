@@ -2,7 +2,7 @@
 # checkout changes, but for Debian packages that tests need, which `make test` installs where it may.
 
 .DEFAULT_GOAL := help
-.PHONY: help lib man install uninstall dist header serve test test-rust test-python test-examples lint bench bench-decide bench-run bench-slow bench-stall bench-python bench-peers soak doc clean setup-system setup-python setup-dev
+.PHONY: help lib man install uninstall dist header serve test test-rust test-python test-examples lint bench bench-decide bench-run bench-slow bench-stall bench-python bench-fastcgi bench-peers soak doc clean setup-system setup-python setup-dev
 
 CARGO ?= cargo
 PYTHON_RUN = .venv/bin/python
@@ -71,7 +71,7 @@ header: ## make include/sendgate.h anew from src/ffi
 doc: ## the Rust documentation, in target/doc
 	$(CARGO) doc --no-deps --locked
 
-bench: examples bench-decide bench-python ## all benchmarks, an hour; needs root for its own network namespace
+bench: examples bench-decide bench-python bench-fastcgi ## all benchmarks, an hour; needs root for its own network namespace
 	python3 bench/run.py
 	python3 bench/slow.py
 	python3 bench/stall.py
@@ -89,6 +89,9 @@ bench-python: bench-peers ## file servers in Python: CPU time per request beside
 	python3 bench/python.py
 	python3 bench/python.py --interface asgi
 	python3 bench/python.py --interface rsgi
+
+bench-fastcgi: examples bench-peers ## FastCGI responders, alone and behind nginx: CPU time per request
+	python3 bench/fastcgi.py
 
 bench-peers: setup-python
 	@sh bench/setup-peers.sh

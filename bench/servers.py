@@ -194,8 +194,10 @@ def start_python(kind: str, loop: str, data: Path, work: Path, cpus: set[int]) -
     return start(f"{kind}, {loop}", [str(python), str(module), kind, loop, str(data)], cpus)
 
 
-def start_nginx(data: Path, work: Path, cpus: set[int], cache: bool = False, connections: int = 1024) -> Server:
-    """Nginx with one worker, whose CPU time counts together with its master's."""
+def start_nginx(
+    data: Path, work: Path, cpus: set[int], cache: bool = False, connections: int = 1024, http: str = ""
+) -> Server:
+    """Nginx with one worker, whose CPU time counts together with its master's. http: more of its configuration."""
     exe = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
     if exe is None:
         raise Unavailable("nginx is not installed (Debian: nginx-light)")
@@ -225,6 +227,7 @@ def start_nginx(data: Path, work: Path, cpus: set[int], cache: bool = False, con
             uwsgi_temp_path {home}/uwsgi;
             scgi_temp_path {home}/scgi;
             server {{ listen 127.0.0.1:{port}; root {data}; }}
+            {http}
         }}
     """)
     process = subprocess.Popen(
