@@ -380,9 +380,16 @@ def _port(text: str) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command. Returns the exit code: 0 after Ctrl-C, 1 if the server can't start."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["fastcgi"]:
+        from ._fastcgi_command import main as fastcgi
+
+        return fastcgi(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python -m sendgate",
         description="Serve a folder over HTTP, with conditional and range requests. Ctrl-C ends it.",
+        epilog="python -m sendgate fastcgi --help: serve a folder or an application to nginx, lighttpd or Apache. "
+        "(A folder of that name is ./fastcgi.)",
     )
     parser.add_argument(
         "directory", metavar="DIR", nargs="?", default=".", help="the folder (default: the current one)"

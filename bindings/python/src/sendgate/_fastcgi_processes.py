@@ -1,0 +1,132 @@
+"""``Processes``: children that do the same work, and are replaced when they die."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+log = logging.getLogger("sendgate.fastcgi")
+
+#: What tells the parent, and its children, to end. Blocked when a child begins.
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+#: Seconds: one that dies sooner is not replaced at once, for the next one will, too.
+_SOON = 1.0
+
+
+class Processes:
+    """So many children, each of which calls work(fd) and exits. fd is readable once the parent is no more.
+
+    alarm: readable when they are all to end. grace: seconds that they have for that; then they are killed.
+    """
+
+    def __init__(self, count: int, work: Callable[[int], None], alarm: socket.socket, grace: float) -> None:
+        self._count = count
+        self._work = work
+        self._alarm = alarm
+        self._grace = grace
+        #: By the descriptor at whose other end the child is: its id, and when it was made.
+        self._children: dict[int, tuple[int, float]] = {}
+        self._selector = selectors.DefaultSelector()
+
+    def run(self) -> None:
+        """Until the alarm."""
+        self._watched, self._life = os.pipe()
+        with self._selector:
+            self._selector.register(self._alarm, selectors.EVENT_READ)
+            try:
+                for _ in range(self._count):
+                    self._fork()
+                while not self._turn():
+                    pass
+            finally:
+                self._end()
+                os.close(self._watched)
+                os.close(self._life)
+
+    def _turn(self) -> bool:
+        """Wait for something to happen. True: the alarm did."""
+        for key, _ in self._selector.select():
+            if key.fileobj is self._alarm:
+                return True
+            made = self._bury(key.fd)
+            # Nothing but the alarm matters meanwhile.
+            if select.select([self._alarm], [], [], max(0.0, made + _SOON - time.monotonic()))[0]:
+                return True
+            self._fork()
+        return False
+
+    def _fork(self) -> None:
+        theirs, ours = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # A child has handlers of its own before a signal reaches it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        try:
+            process = os.fork()
+            if process == 0:
+                self._child()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.close(ours)
+        self._children[theirs] = process, time.monotonic()
+        self._selector.register(theirs, selectors.EVENT_READ)
+
+    def _child(self) -> None:
+        code = 1
+        try:
+            # The other end of a pipe stays open as long as this process lives, which is how its parent knows.
+            os.close(self._life)
+            for fd in self._children:
+                os.close(fd)
+            self._selector.close()
+            self._work(self._watched)
+            code = 0
+        except BaseException:
+            log.exception("A process has failed")
+        finally:
+            logging.shutdown()
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            # Nothing of what the parent would do at its end is to be done here.
+            os._exit(code)
+
+    def _bury(self, fd: int) -> float:
+        """A child has ended. Returns when it was made."""
+        process, made = self._children.pop(fd)
+        self._selector.unregister(fd)
+        os.close(fd)
+        _, status = os.waitpid(process, 0)
+        if status != 0:
+            log.error("Process %d has ended: %s", process, _cause(status))
+        return made
+
+    def _end(self) -> None:
+        deadline = time.monotonic() + self._grace + 1.0
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for process, _ in self._children.values():
+                os.kill(process, number)
+            while self._children:
+                left = deadline - time.monotonic()
+                if number == signal.SIGTERM and left <= 0:
+                    break
+                for key, _ in self._selector.select(None if number == signal.SIGKILL else left):
+                    if key.fileobj is self._alarm:
+                        # It has been heard.
+                        self._selector.unregister(self._alarm)
+                    else:
+                        self._bury(key.fd)
+
+
+def _cause(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        return f"killed by signal {os.WTERMSIG(status)}"
+    return f"exit code {os.WEXITSTATUS(status)}"
