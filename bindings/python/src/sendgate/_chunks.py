@@ -12,6 +12,7 @@ import contextvars
 import functools
 import inspect
 import logging
+import selectors
 import sys
 import threading
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["AsyncChunks", "Chunks", "ExcessError", "TruncatedError"]
 
 _log = logging.getLogger(__name__)
+
+_END: Any = object()
 
 
 class _Count:
@@ -159,13 +162,12 @@ class Chunks:
     def _next(self) -> bytes:
         if self._iterator is None:
             self._iterator = iter(self._content)
-        try:
-            item = next(self._iterator)
-        except StopIteration:
-            if not self._closing:
-                self._count.end()
-            raise
-        return self._count.take(item)
+        item = next(self._iterator, _END)
+        if item is not _END:
+            return self._count.take(item)
+        if not self._closing:
+            self._count.end()
+        raise StopIteration
 
     def close(self) -> None:
         """Nothing more will be read; again does nothing."""
@@ -208,7 +210,7 @@ class _Stepped:
         if self._loop is None:
             if _is_running():
                 raise RuntimeError("asynchronous content can't be iterated synchronously in an event loop's thread")
-            self._loop = asyncio.new_event_loop()
+            self._loop = _new_loop()
             self._task = self._loop.create_task(self._produce())
         assert self._task is not None
         self._produced = self._loop.create_future()
@@ -244,7 +246,7 @@ class _Stepped:
                 return
             if _is_running():
                 raise RuntimeError("asynchronous content can't be closed synchronously in an event loop's thread")
-            loop = asyncio.new_event_loop()
+            loop = _new_loop()
         try:
             loop.run_until_complete(self._wind_up(loop))
             loop.run_until_complete(loop.shutdown_asyncgens())
@@ -270,6 +272,34 @@ class _Stepped:
         await asyncio.gather(*others, return_exceptions=True)
         if error is not None:
             raise error
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """An event loop, which with gevent isn't the only one in its thread."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None or not monkey.is_module_patched("selectors"):
+        return asyncio.new_event_loop()
+    return asyncio.SelectorEventLoop(_cooperative(selectors.DefaultSelector()))
+
+
+def _cooperative(selector: selectors.BaseSelector) -> selectors.BaseSelector:
+    """What asyncio keeps for a thread it keeps for all greenlets in it. When this one waits, the others get a clean
+    thread, and then it gets back what it had.
+    """
+    select = selector.select
+
+    def wait(timeout: float | None = None) -> Any:
+        loop, hooks = asyncio._get_running_loop(), sys.get_asyncgen_hooks()
+        asyncio._set_running_loop(None)
+        sys.set_asyncgen_hooks(None, None)
+        try:
+            return select(timeout)
+        finally:
+            asyncio._set_running_loop(loop)
+            sys.set_asyncgen_hooks(*hooks)
+
+    selector.select = wait  # type: ignore[method-assign]
+    return selector
 
 
 def _is_running() -> bool:
@@ -369,10 +399,12 @@ class AsyncChunks:
         try:
             item = await self._iterator.__anext__()
         except StopAsyncIteration:
-            if not self._closing:
-                self._count.end()
-            raise
-        return self._count.take(item)
+            item = _END
+        if item is not _END:
+            return self._count.take(item)
+        if not self._closing:
+            self._count.end()
+        raise StopAsyncIteration
 
     async def aclose(self) -> None:
         """Nothing more will be read; again does nothing."""
