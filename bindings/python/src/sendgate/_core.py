@@ -793,7 +793,7 @@ class _Exchange:
             body_length=int(decision.body_length),
             ranges=tuple((int(r.offset), int(r.length)) for r in ranges[0 : decision.n_ranges]),
             fields=() if c.head == lib.SENDGATE_HEAD_GIVEN else _head_fields(c),
-            head=_head_bytes(c),
+            head=b"" if c.head == lib.SENDGATE_HEAD_NONE else _head_bytes(c),
             framing=Framing(decision.framing),
         )
 

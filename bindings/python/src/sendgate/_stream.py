@@ -51,7 +51,8 @@ class Stream:
     etag (with its quotes), last_modified (seconds since 1970, or an aware datetime): 304 and 412 are answered by them.
     What is written then is discarded, as for HEAD; ``decision`` tells.
     seekable: any part of the content can be produced, so ranges are answered (206, 416): see ``next``.
-    wait: False never waits for the socket; see ``write``.
+    wait: False never waits for the socket; see ``write``. Then call ``end`` before the context is left, which can't
+    wait either: BlockingSocketError if it would have to.
     timeout, total_timeout, min_rate: as in ``respond``, for each call, and total_timeout from here to the end. All else
     is as in ``respond``, too.
 
@@ -211,5 +212,7 @@ class Stream:
         try:
             if kind is None and self._handle is not None:
                 self.end()
+                if self._waits is not Step.DONE:
+                    raise _error(lib.SENDGATE_ERR_BLOCKING, result=self.result)
         finally:
             self.close()
