@@ -263,7 +263,7 @@ def test_modes() -> None:
     with pytest.raises(ValueError, match="raise"):
         headers.frozen = ""  # type: ignore[assignment]
     with pytest.raises(TypeError):
-        Headers({}, "ignore")  # type: ignore[misc]
+        Headers({}, "ignore")  # type: ignore[call-arg]
 
 
 # ---- In an answer ----

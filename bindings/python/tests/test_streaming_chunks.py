@@ -12,7 +12,9 @@ import pytest
 import trio
 
 import sendgate
+from sendgate import _errors as errors
 from sendgate._chunks import AsyncChunks, Chunks
+from sendgate._core import _error
 from support import wait_until
 
 
@@ -165,6 +167,17 @@ def test_closing_in_the_middle(kind: Any) -> None:
     assert list(chunks) == []
     chunks.close()
     assert source.events == ONCE
+
+
+@pytest.mark.parametrize(
+    "error",
+    [errors.truncated(2, 1), errors.excess(1), errors.bad_field("x"), errors.frozen("x")],
+    ids=lambda error: error.name,
+)
+def test_errors_are_those_of_the_library(error: sendgate.SendgateError) -> None:
+    """What is found out here has the number and the name that it has there."""
+    there = _error(error.status)
+    assert (type(there), there.name, there.connection) == (type(error), error.name, error.connection)
 
 
 def test_a_negative_length_is_refused() -> None:

@@ -9,6 +9,7 @@ import mmap
 import pathlib
 import socket
 import ssl
+from collections.abc import AsyncIterator, Iterable, Iterator, MutableMapping
 from typing import Any
 
 import sendgate
@@ -125,6 +126,61 @@ async def asgi(scope: sendgate.asgi.Scope, receive: sendgate.asgi.Receive, send:
     sendgate.starlette.FileResponse(io.FileIO("a"))
     sendgate.starlette.StaticFiles(directory="a", html=True, check=True)
     await application(scope, receive, send)
+
+
+def fields(sock: socket.socket) -> None:
+    """Lists of fields, which are mappings, and are taken wherever fields are."""
+    headers = sendgate.Headers({"A": "b"}, frozen="ignore")
+    headers = sendgate.Headers([("A", "b"), (b"C", b"d")])
+    headers = sendgate.Headers(headers)
+    headers.freeze("A", b"C")
+    headers["A"] = b"bytes"
+    headers.add("A", "b")
+    headers.update({"A": "b"}, C="d")
+    mapping: MutableMapping[str, str] = headers
+    a: str = headers["A"]
+    b: list[str] = headers.get_all("A")
+    c: bool = headers.is_frozen("A")
+    d: str | None = headers.pop("A", None)
+    e: str | None = headers.get("A")
+    headers["A"] = 5  # type: ignore[assignment]
+    headers.frozen = "no"  # type: ignore[assignment]
+    sendgate.Headers({}, "raise")  # type: ignore[call-arg]
+    sendgate.respond(sock, None, "a", headers=headers)
+    sendgate.Responder(sock).response_file_fd(200, headers, 3)
+    print(mapping, a, b, c, d, e)
+
+
+def responses(
+    environ: sendgate.wsgi.Environ, start_response: sendgate.wsgi.StartResponse, produced: Iterator[bytes]
+) -> Iterable[bytes]:
+    """Everything that can be content, and a call by WSGI."""
+    for content in ("a", b"a", bytearray(), pathlib.Path("a"), io.BytesIO(), [b"a"]):
+        sendgate.Response(content)
+    response = sendgate.Response(produced, 200, {"A": "b"}, content_type="a/b", streaming=True, frozen="ignore")
+    response.content_iterator = (piece.upper() for piece in response.content_iterator)
+    response.freeze_header("ETag", "Last-Modified")
+    response.freeze_content()
+    response["Content-Length"] = 5
+    response.content = b"a"
+    a: bytes = response.content
+    b: bool = response.header_is_frozen("ETag") or response.content_is_frozen() or response.streaming
+    c: sendgate.Headers = response.headers
+    sendgate.Response(None)  # type: ignore[arg-type]
+    sendgate.Response(["a"])  # type: ignore[list-item]
+    print(a, b, c)
+    return response(environ, start_response)
+
+
+async def streams(
+    scope: sendgate.asgi.Scope, receive: sendgate.asgi.Receive, send: sendgate.asgi.Send, produced: AsyncIterator[bytes]
+) -> None:
+    """The same by ASGI."""
+    response = sendgate.Response(produced, streaming=True, trailers={"Digest": "a=b"})
+    await response(scope, receive, send)
+    a: bytes = await response.capture()
+    await response.aclose()
+    print(a)
 
 
 def errors() -> None:
