@@ -373,7 +373,7 @@ class Call:
         self.check()
         if not data:
             return
-        self._before()
+        self.prepare()
         content = bytes(data)
         if not self.begun:
             self._announced = _LENGTH.search(content) is not None
@@ -383,7 +383,7 @@ class Call:
     def stream(self, request: Request | None, head: bytes, status: int, length: int | None) -> Stream:
         """An answer piece by piece. Who makes it ends it, and says so by ``ended``."""
         self.check()
-        self._before()
+        self.prepare()
         timeout = self.connection.timeout
         self.begun, self._announced = True, length is not None
         return Stream(self.channel(), request, length=length, head=head, status=status, timeout=timeout)
@@ -400,7 +400,7 @@ class Call:
         """
         try:
             self.check()
-            self._before(last=True)
+            self.prepare(last=True)
             sink = _Sink(self.channel(), self.connection.idle_ms)
             sender = self.connection.sender
         except BaseException:
@@ -512,7 +512,7 @@ class Call:
         if self.outcome is not None or self.in_flight:
             raise RuntimeError("the request has been answered")
 
-    def _before(self, last: bool = False) -> None:
+    def prepare(self, last: bool = False) -> None:
         """What has to leave before some of the answer does."""
         self.connection.reply(wait=True)
         self.flush_errors()

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from ._answer import Answer, content_length
 from ._core import _Exchange
-from ._errors import PeerClosedError, ResponseTimeoutError, bad_field
+from ._errors import PeerClosedError, ResponseTimeoutError, SendgateError, bad_field
 from ._fastcgi_connection import BLOCK, HEAD, Call
 from ._fastcgi_environ import make_environ, scheme
 from ._stream import Stream
+from ._types import Connection as Outcome
 from ._types import HeadForm
 from .wsgi import FileWrapper, Gateway
 
@@ -83,6 +84,7 @@ class _Response:
             data = self._cut(data, self._left)
             self._left -= len(data)
         with self._watched():
+            self._call.flush_errors()
             self._stream.write(data)
 
     def _cut(self, data: bytes, room: int) -> bytes:
@@ -122,8 +124,12 @@ class _Response:
         if stream is None:
             self.send(b"")
             return
+        call = self._call
+        if self._left and not call.is_head:
+            call.report(f"sendgate: {call.name}: {self._left} bytes less of content than Content-Length says\n")
         with self._watched():
-            self._call.ended(stream.end().connection)
+            call.prepare(last=True)
+            call.ended(stream.end().connection)
 
     def close(self) -> None:
         """Nothing more will be sent."""
@@ -159,7 +165,7 @@ class _Response:
 
 
 class _Watched:
-    """Tells the connection what its stream has met."""
+    """Tells the request what its stream has met. After an error, the library has ended it as well as can be."""
 
     def __init__(self, call: Call) -> None:
         self._call = call
@@ -168,8 +174,10 @@ class _Watched:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (PeerClosedError, ResponseTimeoutError)):
-            self._call.connection.gone = True
+        if isinstance(error, SendgateError):
+            self._call.ended(Outcome.BROKEN)
+            if isinstance(error, (PeerClosedError, ResponseTimeoutError)):
+                self._call.connection.gone = True
 
 
 def answer(call: Call, application: Application, multithread: bool, multiprocess: bool) -> None:
