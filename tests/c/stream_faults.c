@@ -208,6 +208,7 @@ static sendgate_status run(const struct way *way, struct peer *peer, sendgate_re
     if (status == SENDGATE_OK)
         status = sendgate_stream_start(stream, &ask.exchange, &ask.sink, NULL);
     int started = status == SENDGATE_OK;
+    unsigned long allocations = counts[ALLOCATE];
     for (size_t part = 0; part < 2; part++) {
         size_t written;
         for (size_t at = 0, end = 0; status == SENDGATE_OK && at < way->parts[part].length; at += written) {
@@ -228,6 +229,8 @@ static sendgate_status run(const struct way *way, struct peer *peer, sendgate_re
             }
         }
     }
+    /* No write allocates. */
+    CHECK_INT(counts[ALLOCATE], allocations);
     if (status == SENDGATE_OK) {
         while ((status = sendgate_stream_end(stream, &trailer, 1, &ask.result)) == SENDGATE_WANT_WRITE) {
             inside = 0;
