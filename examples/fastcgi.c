@@ -144,19 +144,26 @@ static void on_front(struct watch *w)
             front_close(f);
         return;
     }
+    int answering = 0;
     for (size_t at = 0, used = 0; at < (size_t)n; at += used) {
         sendgate_status rc = sendgate_fcgi_feed(f->fcgi, in + at, (size_t)n - at, &used, &event);
         if (rc == SENDGATE_WANT_READ)
             return;
+        if (answering) {
+            shutdown(w->fd, SHUT_RDWR); /* it does send more: on_done will hear of that */
+            return;
+        }
         if (rc == SENDGATE_OK && event.kind == SENDGATE_FCGI_PARAMS)
             on_params(f, &event);
         if (rc == SENDGATE_OK && event.kind == SENDGATE_FCGI_STDIN && event.data.len == 0) {
             sendgate_result result = {.size = sizeof result};
             rc = submit(f, &event, &result);
             if (rc == SENDGATE_PENDING) {
-                /* A front server sends no more before it has the answer. on_done goes on with the connection. */
+                /* A front server sends no more before it has the answer, but for what its last record is padded with.
+                 * on_done goes on with the connection. */
                 epoll_ctl(epoll_fd, EPOLL_CTL_DEL, w->fd, NULL);
-                return;
+                answering = 1;
+                continue;
             }
             if (rc != SENDGATE_OK || result.connection != SENDGATE_CONN_REUSABLE) {
                 front_close(f);

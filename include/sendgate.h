@@ -92,7 +92,8 @@ extern "C" {
 #define SENDGATE_RULE_REMOVE 3
 
 /**
- * A flag: sent unchanged even where a 304, 412 or 416 would drop it.
+ * A flag: sent unchanged, whatever the library has, and even where a 304, 412 or 416 would drop it
+ * (Date also with SENDGATE_HEAD_CGI).
  */
 #define SENDGATE_RULE_FROZEN 16
 
@@ -217,7 +218,8 @@ extern "C" {
 
 /**
  * The content ends with the connection, or for SENDGATE_HEAD_CGI with the response: a stream of
- * unknown length to a client that speaks HTTP/1.0, or behind a front server.
+ * unknown length to a client that speaks HTTP/1.0, or behind a front server. (In FastCGI's records
+ * whatever the head is, which only sendgate_stream_start knows.)
  */
 #define SENDGATE_FRAMING_CLOSE 3
 
@@ -373,14 +375,15 @@ extern "C" {
 #define SENDGATE_FCGI_STDIN 2
 
 /**
- * The front server doesn't want the answer any more: stop, and end the request.
+ * The front server doesn't want the answer any more: stop, and end the request; see
+ * sendgate_fcgi_end.
  */
 #define SENDGATE_FCGI_ABORT 3
 
 /**
  * data has to be sent, before anything that follows, and not within an answer's record: a request
  * was refused, or the front server has asked for something. With keep_conn 0 close the connection
- * then.
+ * then, as sendgate_fcgi_end says.
  */
 #define SENDGATE_FCGI_REPLY 4
 
@@ -425,7 +428,8 @@ typedef struct sendgate_sender sendgate_sender;
 /**
  * A response whose content is produced while it is sent. Make one per connection, and for each
  * request start it, write each piece as soon as there is one, and end it. A response that was begun
- * and is not ended is cut short: close its connection, which is how the client notices. Used by one thread at a time. Freed by sendgate_stream_free.
+ * and is not ended is cut short: close its connection, which is how the client notices. With
+ * SENDGATE_FRAMING_CLOSE that is how it ends anyway: then only a reset tells (SO_LINGER, 0 seconds). Used by one thread at a time. Freed by sendgate_stream_free.
  */
 typedef struct sendgate_stream sendgate_stream;
 
@@ -888,8 +892,8 @@ typedef struct sendgate_sink {
     size_t size;
     /**
      * Set: used for every byte; fd is then only waited on, and -1 means never wait: an answer
-     * of SENDGATE_WANT_WRITE or _READ makes sendgate_respond and a sender fail with
-     * SENDGATE_ERR_BLOCKING.
+     * of SENDGATE_WANT_WRITE or _READ makes sendgate_respond, a sender, and a stream that waits
+     * fail with SENDGATE_ERR_BLOCKING.
      */
     sendgate_write_fn write;
     /**
@@ -920,7 +924,8 @@ typedef struct sendgate_sink {
     uint64_t min_rate;
     /**
      * Not 0: the answer is to a request with this id, at most 65535, on a FastCGI connection. It is
-     * sent in STDOUT records, and ended (FastCGI 1.0, 5.3 and 5.5). With SENDGATE_HEAD_CGI, or
+     * sent in STDOUT records, and ended (FastCGI 1.0, 5.3 and 5.5): records of your own, such as
+     * STDERR's, go before it. A budget doesn't count what frames it. With SENDGATE_HEAD_CGI, or
      * _NONE or _GIVEN if your own head says the same; with _HTTP1 it is SENDGATE_ERR_INVALID.
      */
     uint32_t fcgi_request_id;
@@ -1061,7 +1066,8 @@ typedef struct sendgate_completion {
 
 /**
  * From a sendgate_write_fn or sendgate_read_fn, or with SENDGATE_SOURCE_TRY_NOW: again when the
- * socket is readable. From sendgate_request_from_head: the head is not complete.
+ * socket is readable. From sendgate_request_from_head: the head is not complete. From
+ * sendgate_fcgi_feed: nothing has happened yet.
  */
 #define SENDGATE_WANT_READ 2
 
@@ -1293,7 +1299,8 @@ sendgate_status sendgate_head_bytes(const struct sendgate_exchange *ex,
 
 /**
  * The head as fields, for a server that writes it itself; Date and Connection are among them only
- * with SENDGATE_HEAD_HTTP1. The fields point into scratch and into what ex borrows.
+ * with SENDGATE_HEAD_HTTP1, and Transfer-Encoding is not with SENDGATE_HEAD_CGI, which is for servers
+ * that frame what they get (HTTP/2). The fields point into scratch and into what ex borrows.
  * SENDGATE_ERR_NO_SPACE: *n_fields and *needed are what is needed.
  */
 sendgate_status sendgate_head_fields(const struct sendgate_exchange *ex,
@@ -1315,7 +1322,10 @@ sendgate_status sendgate_fcgi_new(const struct sendgate_fcgi_options *options,
  * the next call. SENDGATE_OK: out tells what has happened. SENDGATE_WANT_READ: nothing yet, and all
  * bytes were taken. What out points to is valid until the next call, and its data points into data
  * if it is content. SENDGATE_ERR_FASTCGI: what came is no FastCGI, or against its rules; close the
- * connection. Every further call says the same.
+ * connection. Every further call says the same, as after SENDGATE_ERR_NO_MEMORY.
+ *
+ * A front server begins its next request once it has the end of the last answer, which may be before
+ * you know that it was sent, and have called sendgate_fcgi_end.
  */
 sendgate_status sendgate_fcgi_feed(struct sendgate_fcgi *fcgi,
                                    const uint8_t *data,
@@ -1325,7 +1335,11 @@ sendgate_status sendgate_fcgi_feed(struct sendgate_fcgi *fcgi,
 
 /**
  * The answer to the request was sent: from now on another one may begin. What is still to come of
- * its content is skipped. Without FCGI_KEEP_CONN, close the connection instead.
+ * its content is skipped. Call it once for each request, also after SENDGATE_FCGI_ABORT, when its
+ * END_REQUEST was sent (sendgate_fcgi_end_request, if no answer was begun; close the connection if
+ * one was cut short). Without FCGI_KEEP_CONN, close the connection instead, but not while there are
+ * bytes to be read: the kernel would take the end of the answer away from the peer. Read on to the
+ * end of the content, or shutdown(2) with SHUT_WR and read until the peer closes.
  */
 sendgate_status sendgate_fcgi_end(struct sendgate_fcgi *fcgi);
 
@@ -1396,7 +1410,8 @@ sendgate_status sendgate_headers_set(struct sendgate_headers *headers,
                                      const struct sendgate_header *header);
 
 /**
- * As sendgate_headers_set, but the lines that are there stay: Set-Cookie, Vary, Link.
+ * As sendgate_headers_set, but the lines that are there stay: Set-Cookie, Vary, Link. Only one with
+ * SENDGATE_RULE_REMOVE goes. With SENDGATE_RULE_FROZEN all of them are frozen.
  */
 sendgate_status sendgate_headers_add(struct sendgate_headers *headers,
                                      const struct sendgate_header *header);
@@ -1411,7 +1426,9 @@ sendgate_status sendgate_headers_remove(struct sendgate_headers *headers,
 
 /**
  * From now on the lines of this name, or that there is none, are not changed. Again is no error.
- * There is no way back. SENDGATE_ERR_FIELD: no name.
+ * There is no way back. SENDGATE_ERR_FIELD: no name; or there is no line of it, and it is the
+ * library's to decide whether it is sent: Content-Length, Content-Range, Transfer-Encoding,
+ * Connection, Keep-Alive.
  */
 sendgate_status sendgate_headers_freeze(struct sendgate_headers *headers,
                                         const char *name_ptr,
@@ -1715,8 +1732,8 @@ sendgate_status sendgate_stream_new(struct sendgate_stream **out);
  * out (may be NULL) tells. Of a stream that is SENDGATE_REP_SEEKABLE, 206 or 416 may be the answer:
  * sendgate_stream_next then tells which bytes are to be written.
  *
- * Of the sink, all counts as in sendgate_respond, with its times for each call, and total_timeout_ms
- * from here to the end. SENDGATE_SINK_TRY_NOW: the calls don't wait, and times are the caller's. The
+ * Of the sink, all counts as in sendgate_respond. Between two calls no time passes for idle_timeout_ms
+ * and min_rate; total_timeout_ms is from here to the end. SENDGATE_SINK_TRY_NOW: the calls don't wait, and times are the caller's. The
  * socket may be blocking or not. With SENDGATE_HEAD_NONE and _GIVEN, content of unknown length is
  * framed as the decision says. On error the connection is untouched and the handle idle.
  */

@@ -55,6 +55,12 @@ impl Deadline {
         self.period.0 += time;
     }
 
+    /// So long nobody wanted to send anything: that is no time of the peer's.
+    pub(crate) fn paused(&mut self, time: Duration) {
+        self.delayed(time);
+        self.progress += time;
+    }
+
     /// When that time is over.
     pub(crate) fn end(&self) -> Option<Instant> {
         self.end
@@ -185,6 +191,22 @@ mod tests {
             assert!(deadline.wait(now, pause * 500, || 400).is_some(), "{pause}");
             assert!(deadline.wait(now + ms(2), pause * 500, || 0).is_some(), "{pause}");
         }
+    }
+
+    #[test]
+    fn a_pause_of_ours_is_no_time_of_the_peers() {
+        let zero = Instant::now();
+        let mut deadline = Deadline::new(Limits { min_rate: 1000, ..LIMITS }, zero);
+        // It has taken nothing of the last piece when the next comes, ten seconds later, but had no call to.
+        for piece in 0..5u64 {
+            let now = zero + ms(piece * 10_900);
+            assert!(deadline.wait(now, 100_000, || 100_000 - piece * 900).is_some(), "{piece}");
+            assert!(deadline.wait(now + ms(900), 100_000, || 99_100 - piece * 900).is_some(), "{piece}");
+            deadline.paused(ms(10_000));
+        }
+        // But what it takes meanwhile counts, and that it takes too little.
+        let now = zero + ms(5 * 10_900 + 1000);
+        assert!(deadline.wait(now, 100_000, || 95_500).is_none());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::http::{Header, HeaderList, Rule, is_field};
+use crate::http::{Header, HeaderList, Rule, is_field, is_framing};
 use crate::memory::{OutOfMemory, try_grow};
 
 /// Why a list was not changed.
@@ -68,7 +68,23 @@ impl Headers {
     /// One line more.
     pub(crate) fn add(&mut self, header: &Header<'_>) -> Result<(), Refused> {
         let line = self.line(header)?;
-        self.push(line)
+        self.push(line)?;
+        // That there shall be none is over, unless that is what was added.
+        let added = self.lines.len() - 1;
+        let mut index = 0;
+        self.lines.retain(|line| {
+            index += 1;
+            index > added || line.rule != Rule::Remove || !line.is_named(header.name)
+        });
+        // All of it, or it would be sent in part where a 304 drops what isn't frozen.
+        for line in self.lines.iter_mut().filter(|line| header.frozen && line.is_named(header.name)) {
+            line.frozen = true;
+        }
+        Ok(())
+    }
+
+    fn has(&self, name: &[u8]) -> bool {
+        self.lines.iter().any(|line| line.is_named(name))
     }
 
     /// Takes all lines of that name away.
@@ -83,13 +99,16 @@ impl Headers {
         if !is_field(name, b"") {
             return Err(Refused::Malformed);
         }
-        if self.lines.iter().any(|line| line.is_named(name)) {
+        if self.has(name) {
             for line in self.lines.iter_mut().filter(|line| line.is_named(name)) {
                 line.frozen = true;
             }
             return Ok(());
         }
-        self.add(&Header { name, value: b"", rule: Rule::Remove, frozen: true })
+        if is_framing(name) {
+            return Err(Refused::Malformed);
+        }
+        self.push(Line::new(&Header { name, value: b"", rule: Rule::Remove, frozen: true })?)
     }
 
     pub(crate) fn is_frozen(&self, name: &[u8]) -> bool {
@@ -135,6 +154,39 @@ impl HeaderList for Headers {
 mod tests {
     use super::*;
 
+    fn header<'a>(name: &'a [u8], value: &'a [u8], rule: Rule, frozen: bool) -> Header<'a> {
+        Header { name, value, rule, frozen }
+    }
+
+    #[test]
+    fn a_line_that_is_added_frozen_freezes_all_lines() {
+        let mut headers = Headers::default();
+        headers.add(&header(b"Link", b"a", Rule::Append, false)).unwrap();
+        headers.add(&header(b"link", b"b", Rule::Append, true)).unwrap();
+        assert!((0..2).all(|index| headers.get(index).frozen));
+    }
+
+    #[test]
+    fn a_field_that_was_to_be_removed_can_be_added() {
+        let mut headers = Headers::default();
+        headers.set(&header(b"ETag", b"", Rule::Remove, false)).unwrap();
+        headers.add(&header(b"etag", b"\"a\"", Rule::Override, false)).unwrap();
+        assert_eq!((headers.len(), headers.get(0).rule), (1, Rule::Override));
+    }
+
+    #[test]
+    fn the_librarys_own_cannot_be_kept_away() {
+        for name in [&b"Content-Length"[..], b"connection", b"Transfer-Encoding", b"Keep-Alive", b"Content-Range"] {
+            let mut headers = Headers::default();
+            assert_eq!(headers.freeze(name), Err(Refused::Malformed));
+            assert!(!headers.is_frozen(name) && headers.is_empty());
+        }
+        // What the application says of it can be frozen.
+        let mut headers = Headers::default();
+        headers.set(&header(b"Content-Length", b"5", Rule::Override, false)).unwrap();
+        assert_eq!(headers.freeze(b"Content-Length"), Ok(()));
+    }
+
     /// Bytes as the rows have them: a character up to U+00FF each.
     fn latin1(text: &str) -> Vec<u8> {
         text.chars().map(|c| u8::try_from(u32::from(c)).unwrap()).collect()
@@ -152,7 +204,7 @@ mod tests {
                 let words: Vec<Vec<u8>> =
                     step.as_array().unwrap().iter().map(|word| latin1(word.as_str().unwrap())).collect();
                 let step: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
-                let header = |name, value| Header { name, value, rule: Rule::Override, frozen: false };
+                let header = |name, value| header(name, value, Rule::Override, false);
                 let (ended, error) = match step[..] {
                     [b"set", name, value, ref error @ ..] => (headers.set(&header(name, value)), error),
                     [b"add", name, value, ref error @ ..] => (headers.add(&header(name, value)), error),

@@ -28,11 +28,10 @@ pub(crate) struct Stream<W> {
     /// The head, and all that isn't content where the length is known.
     plan: Plan,
     sink: Option<Sink<W>>,
-    limits: Limits,
-    /// When the time for all of it is over.
-    until: Option<Instant>,
-    /// Don't wait.
-    try_now: bool,
+    /// None: don't wait.
+    deadline: Option<Deadline>,
+    /// When the last call ended: what is between two calls is the caller's time, not the peer's.
+    left_at: Option<Instant>,
     http_status: u16,
     keep_alive: bool,
     framing: Framing,
@@ -84,13 +83,12 @@ pub(crate) type Taken = (usize, Result<Step, Cut>);
 const SIZE_LINE: usize = 2 + 16 + 2;
 
 impl<W: Writer + Copy> Stream<W> {
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             plan: Plan::new(),
             sink: None,
-            limits,
-            until: None,
-            try_now: false,
+            deadline: None,
+            left_at: None,
             http_status: 0,
             keep_alive: false,
             framing: Framing::None,
@@ -113,14 +111,14 @@ impl<W: Writer + Copy> Stream<W> {
         (self.sent, self.content_sent) = (0, 0);
     }
 
-    /// Decides, and gets ready to send. Sends nothing. `tell` gets the decision.
+    /// Decides, and gets ready to send. Sends nothing. `tell` gets the decision, and how the content will be framed.
     pub(crate) fn start<H: HeaderList>(
         &mut self,
         answer: &Answer<'_, H>,
         sink: Sink<W>,
         limits: Limits,
         try_now: bool,
-        tell: impl FnOnce(&Decision<'_>),
+        tell: impl FnOnce(&Decision<'_>, Framing),
     ) -> Result<(), Refusal> {
         self.stop();
         if !answer.is_stream {
@@ -149,12 +147,15 @@ impl<W: Writer + Copy> Stream<W> {
             && (representation.is_unsized || representation.length > 0);
         self.http_status = decision.status;
         self.records = answer.records;
-        self.keep_alive = self.records.map_or(decision.keep_alive, |records| records.ending.keep);
+        // RFC 9112 9.3; where records are, it is they that end.
+        let keep_alive = decision.keep_alive && self.framing != Framing::Close;
+        self.keep_alive = self.records.map_or(keep_alive, |records| records.ending.keep);
         (self.chunk_left, self.frame_sent) = (0, 0);
-        (self.sink, self.limits, self.try_now) = (Some(sink), limits, try_now);
-        self.until = limits.total.filter(|_| !try_now).and_then(|total| Instant::now().checked_add(total));
+        self.sink = Some(sink);
+        self.deadline = (!try_now).then(|| Deadline::new(limits, Instant::now()));
+        self.left_at = None;
         self.state = State::Open;
-        tell(&decision);
+        tell(&decision, self.framing);
         Ok(())
     }
 
@@ -274,6 +275,9 @@ impl<W: Writer + Copy> Stream<W> {
     }
 
     fn drive(&mut self, data: &[u8], flush: bool) -> Taken {
+        if let (Some(deadline), Some(left_at)) = (&mut self.deadline, self.left_at) {
+            deadline.paused(left_at.elapsed());
+        }
         let body = Body::Memory(&[]);
         let (taken, ended) = match self.sink {
             // Nothing here raises SIGPIPE: there is no sendfile.
@@ -281,16 +285,18 @@ impl<W: Writer + Copy> Stream<W> {
             Some(Sink::Writer { writer, fd }) => self.run(&mut Callback { writer, body }, fd, data, flush),
             None => (0, Err(Cut::NoDescriptor)),
         };
+        self.left_at = self.deadline.is_some().then(Instant::now);
         (taken, ended.or_else(|cut| self.fail(cut)))
     }
 
     /// Sends until all of it is on its way, waiting on `fd` unless it isn't to be waited.
     fn run(&mut self, io: &mut impl Io, fd: Option<i32>, data: &[u8], flush: bool) -> Taken {
         let (mut taken, before) = (0, self.sent);
-        let mut deadline: Option<Deadline> = None;
         let mut poll = Poll::default();
         loop {
-            if self.until.is_some_and(|until| Instant::now() >= until) {
+            // The clock is only looked at if it has to be.
+            let is_over = |deadline: &Deadline| deadline.end().is_some() && deadline.is_over(Instant::now());
+            if self.deadline.as_ref().is_some_and(is_over) {
                 return (taken, Err(Cut::Timeout));
             }
             match self.send_some(io, &data[taken..], flush) {
@@ -302,16 +308,13 @@ impl<W: Writer + Copy> Stream<W> {
                     return (taken, Ok(Step::Done));
                 }
                 Err(Fault::Interrupted) => {}
-                Err(Fault::Wait(interest)) if self.try_now => return (taken, Ok(Step::Wait(interest))),
                 Err(Fault::Wait(interest)) => {
+                    let Some(deadline) = &mut self.deadline else { return (taken, Ok(Step::Wait(interest))) };
+                    let Some(fd) = fd else { return (taken, Err(Cut::NoDescriptor)) };
                     let now = Instant::now();
-                    let total = self.until.map(|until| until.saturating_duration_since(now));
-                    let limits = Limits { total, ..self.limits };
-                    let deadline = deadline.get_or_insert_with(|| Deadline::new(limits, now));
-                    let Some(until) = deadline.wait(now, self.sent, || fd.map_or(0, queued)) else {
+                    let Some(until) = deadline.wait(now, self.sent, || queued(fd)) else {
                         return (taken, Err(Cut::Timeout));
                     };
-                    let Some(fd) = fd else { return (taken, Err(Cut::NoDescriptor)) };
                     if let Err(cut) = poll.wait(fd, interest, until - now) {
                         return (taken, Err(cut));
                     }
@@ -628,9 +631,9 @@ mod tests {
     }
 
     fn start<'a, 's>(case: &Case, script: &'a RefCell<Script<'s>>) -> Stream<Scripted<'a, 's>> {
-        let mut stream = Stream::new(LIMITS);
+        let mut stream = Stream::new();
         let sink = Sink::Writer { writer: Scripted(script), fd: None };
-        stream.start(&case.answer(), sink, LIMITS, true, |_| {}).unwrap();
+        stream.start(&case.answer(), sink, LIMITS, true, |_, _| {}).unwrap();
         stream
     }
 
@@ -846,7 +849,7 @@ mod tests {
 
     #[test]
     fn nothing_can_be_done_with_one_that_is_not_started() {
-        let mut stream: Stream<Scripted<'_, '_>> = Stream::new(LIMITS);
+        let mut stream: Stream<Scripted<'_, '_>> = Stream::new();
         assert!(stream.write(b"x").is_err() && stream.next().is_err());
         assert!(stream.end(std::iter::empty()).is_err());
         assert_eq!(stream.outcome(), Outcome::default());

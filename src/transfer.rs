@@ -217,7 +217,9 @@ impl<const N: usize> Transfer<N> {
                 Err(fault) => return Err(failure(fault)),
             }
         }
-        let long = self.plan.has_long_parts(SMALL) || budget >= LONG && self.plan.has_long_span(LONG);
+        // What ends the records would wait, by Nagle's algorithm, until what sendfile has pushed out is acknowledged.
+        let framed = self.records.is_some() && self.plan.has_long_span(SMALL);
+        let long = framed || self.plan.has_long_parts(SMALL) || budget >= LONG && self.plan.has_long_span(LONG);
         if memory.is_none() && !self.copy && long {
             io.hold_back();
         }

@@ -97,6 +97,8 @@ pub(crate) struct Parser {
     /// Whether the connection is to be kept after the reply.
     reply_keeps: bool,
     failed: Option<Error>,
+    /// Answers that were sent before `end` was called for them: the next request has come meanwhile.
+    overtaken: u32,
 }
 
 impl Parser {
@@ -112,6 +114,7 @@ impl Parser {
             reply: Vec::new(),
             reply_keeps: true,
             failed: None,
+            overtaken: 0,
         }
     }
 
@@ -132,13 +135,25 @@ impl Parser {
 
     /// The answer to the current request was sent. What it still has of content is skipped.
     pub(crate) fn end(&mut self) {
-        self.current = None;
+        if self.overtaken > 0 {
+            self.overtaken -= 1;
+        } else {
+            self.current = None;
+        }
+    }
+
+    /// Nothing more can be made of this connection.
+    pub(crate) fn fail(&mut self, error: Error) {
+        self.failed = Some(error);
     }
 
     /// Takes bytes up to the next event. Returns how many.
     pub(crate) fn feed<'a>(&mut self, data: &'a [u8]) -> Result<(usize, Event<'a>), Error> {
         if let Some(error) = self.failed {
             return Err(error);
+        }
+        if data.is_empty() {
+            return Ok((0, Event::More));
         }
         self.reply.clear();
         let mut rest = data;
@@ -248,7 +263,7 @@ impl Parser {
             (BEGIN_REQUEST, id) => self.begin_request(id),
             (GET_VALUES, 0) => self.tell_values(),
             // 4.2. Others are of requests that are over, were refused, or are no business of a Responder.
-            (kind, 0) if !(ABORT_REQUEST..GET_VALUES).contains(&kind) => {
+            (kind, 0) if !(BEGIN_REQUEST..=UNKNOWN_TYPE).contains(&kind) => {
                 let mut content = [0; 8];
                 content[0] = kind;
                 append(&mut self.reply, &header(UNKNOWN_TYPE, 0, 8))?;
@@ -266,10 +281,16 @@ impl Parser {
             return Err(Error::Malformed);
         }
         let keep = flags & 1 != 0;
-        if let Some(current) = self.current {
-            // 5.5: the other may be tried again on a connection of its own. Twice the same makes no sense.
-            return if current.id == id { Err(Error::Malformed) } else { self.refuse(id, CANT_MPX_CONN, keep) };
+        match self.current {
+            None => {}
+            // 5.5: the other may be tried again on a connection of its own.
+            Some(current) if current.id != id => return self.refuse(id, CANT_MPX_CONN, keep),
+            // 3.3: an id is used again once its request has ended, so the front server has the answer, and we are
+            // about to learn that it was sent.
+            Some(Current { phase: Phase::Done, .. }) => self.overtaken += 1,
+            Some(_) => return Err(Error::Malformed),
         }
+        self.current = None;
         if u16::from_be_bytes([role_high, role_low]) != 1 {
             return self.refuse(id, UNKNOWN_ROLE, keep);
         }
@@ -504,6 +525,56 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_made_of_no_bytes() {
+        let stream = [request(1, 1, b"some content"), record(GET_VALUES, 0, b"", 0), request(1, 1, b"")].concat();
+        for cut in 0..stream.len() {
+            let mut parser = Parser::new(LIMITS);
+            let mut rest = &stream[..cut];
+            while !rest.is_empty() {
+                let (used, event) = parser.feed(rest).unwrap();
+                rest = &rest[used..];
+                let before = matches!(event, Event::Reply).then(|| parser.reply().0.to_vec());
+                assert_eq!(parser.feed(b""), Ok((0, Event::More)), "{cut}");
+                assert!(before.is_none_or(|before| before == parser.reply().0));
+                if event == Event::Stdin(b"") {
+                    parser.end();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_next_request_may_overtake_the_news_that_the_last_was_answered() {
+        let mut parser = Parser::new(LIMITS);
+        let stream = [request(1, 1, b""), request(1, 0, b"x")].concat();
+        let mut events = Vec::new();
+        let mut rest = &stream[..];
+        while !rest.is_empty() {
+            let (used, event) = parser.feed(rest).unwrap();
+            rest = &rest[used..];
+            if event != Event::More {
+                events.push((event, parser.current().unwrap().keep));
+            }
+            if event == Event::Stdin(b"x") {
+                parser.end(); // of the first
+            }
+        }
+        assert_eq!(
+            events,
+            [
+                (Event::Params, true),
+                (Event::Stdin(b""), true),
+                (Event::Params, false),
+                (Event::Stdin(b"x"), false),
+                (Event::Stdin(b""), false),
+            ]
+        );
+        assert!(parser.current().is_some());
+        parser.end();
+        assert!(parser.current().is_none());
+    }
+
+    #[test]
     fn other_roles_are_refused() {
         for role in [0, 2, 3, 255] {
             for flags in [0, 1] {
@@ -695,7 +766,7 @@ mod tests {
                     }
                     seen.push(Seen::Reply(record(10, 0, &told, 0), true));
                 }
-                kind if *id == 0 && !(2..=8).contains(kind) => {
+                kind if *id == 0 && !(1..=11).contains(kind) => {
                     seen.push(Seen::Reply(record(11, 0, &[*kind, 0, 0, 0, 0, 0, 0, 0], 0), true))
                 }
                 _ => {}

@@ -259,22 +259,22 @@ pub unsafe extern "C" fn sendgate_decide(
             *place = sendgate_range { offset: span.offset, length: span.length };
         }
         // SAFETY: checked above.
-        unsafe { write_struct(out, &c_decision(&decision, input.form)) }?;
+        unsafe { write_struct(out, &c_decision(&decision, decision.framing(input.form))) }?;
         let room = ranges.is_null() || cap >= decision.n_ranges;
         Ok(if room { SENDGATE_OK } else { SENDGATE_ERR_NO_SPACE })
     })
 }
 
-/// A decision for C.
-pub(super) fn c_decision(decision: &Decision<'_>, form: HeadForm<'_>) -> sendgate_decision {
+/// A decision for C, and how the content will be framed.
+pub(super) fn c_decision(decision: &Decision<'_>, framing: Framing) -> sendgate_decision {
     sendgate_decision {
         size: 0,
         http_status: u32::from(decision.status),
-        keep_alive: u32::from(decision.keep_alive),
+        keep_alive: u32::from(decision.keep_alive && framing != Framing::Close),
         content_length: decision.content_length,
         body_length: decision.body_length,
         n_ranges: decision.n_ranges,
-        framing: match decision.framing(form) {
+        framing: match framing {
             Framing::None => SENDGATE_FRAMING_NONE,
             Framing::Length => SENDGATE_FRAMING_LENGTH,
             Framing::Chunked => SENDGATE_FRAMING_CHUNKED,
@@ -315,7 +315,8 @@ pub unsafe extern "C" fn sendgate_head_bytes(
 }
 
 /// The head as fields, for a server that writes it itself; Date and Connection are among them only
-/// with SENDGATE_HEAD_HTTP1. The fields point into scratch and into what ex borrows.
+/// with SENDGATE_HEAD_HTTP1, and Transfer-Encoding is not with SENDGATE_HEAD_CGI, which is for servers
+/// that frame what they get (HTTP/2). The fields point into scratch and into what ex borrows.
 /// SENDGATE_ERR_NO_SPACE: *n_fields and *needed are what is needed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_head_fields(

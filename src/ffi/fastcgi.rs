@@ -41,6 +41,9 @@ pub unsafe extern "C" fn sendgate_fcgi_new(
     guard(|| {
         // SAFETY: the header asks for NULL or options with their size set.
         let options = if options.is_null() { zeroed() } else { unsafe { read_struct(options) }? };
+        if options.reserved != 0 {
+            return Err(Error::INVALID);
+        }
         let or = |number: u32, default: u32| if number == 0 { default } else { number };
         let limits = Limits {
             params: or(options.max_params, 256 << 10) as usize,
@@ -57,7 +60,10 @@ pub unsafe extern "C" fn sendgate_fcgi_new(
 /// the next call. SENDGATE_OK: out tells what has happened. SENDGATE_WANT_READ: nothing yet, and all
 /// bytes were taken. What out points to is valid until the next call, and its data points into data
 /// if it is content. SENDGATE_ERR_FASTCGI: what came is no FastCGI, or against its rules; close the
-/// connection. Every further call says the same.
+/// connection. Every further call says the same, as after SENDGATE_ERR_NO_MEMORY.
+///
+/// A front server begins its next request once it has the end of the last answer, which may be before
+/// you know that it was sent, and have called sendgate_fcgi_end.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_fcgi_feed(
     fcgi: *mut sendgate_fcgi,
@@ -99,12 +105,16 @@ pub unsafe extern "C" fn sendgate_fcgi_feed(
             }
             Event::Params => {
                 params.clear();
-                for pair in parser.params() {
-                    // They were found to be well-formed.
-                    let Ok((name, value)) = pair else { break };
-                    params.try_reserve(1).map_err(OutOfMemory::from)?;
-                    params.push(sendgate_field { name: to_str(Some(name)), value: to_str(Some(value)) });
+                if let Err(memory) = params.try_reserve(parser.params().count()) {
+                    // The bytes are gone.
+                    parser.fail(OutOfMemory::from(memory).into());
+                    return Err(OutOfMemory.into());
                 }
+                // They were found to be well-formed.
+                let fields = parser.params().map_while(Result::ok);
+                params.extend(
+                    fields.map(|(name, value)| sendgate_field { name: to_str(Some(name)), value: to_str(Some(value)) }),
+                );
                 told.params = params.as_ptr();
                 told.n_params = params.len();
                 SENDGATE_FCGI_PARAMS
@@ -121,7 +131,11 @@ pub unsafe extern "C" fn sendgate_fcgi_feed(
 }
 
 /// The answer to the request was sent: from now on another one may begin. What is still to come of
-/// its content is skipped. Without FCGI_KEEP_CONN, close the connection instead.
+/// its content is skipped. Call it once for each request, also after SENDGATE_FCGI_ABORT, when its
+/// END_REQUEST was sent (sendgate_fcgi_end_request, if no answer was begun; close the connection if
+/// one was cut short). Without FCGI_KEEP_CONN, close the connection instead, but not while there are
+/// bytes to be read: the kernel would take the end of the answer away from the peer. Read on to the
+/// end of the content, or shutdown(2) with SHUT_WR and read until the peer closes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_fcgi_end(fcgi: *mut sendgate_fcgi) -> sendgate_status {
     guard(|| {
@@ -148,15 +162,14 @@ pub unsafe extern "C" fn sendgate_request_from_params(
 ) -> sendgate_status {
     guard(|| {
         // SAFETY: the header asks for a request with its size set.
-        unsafe { check_out(req) }?;
+        let mut out = unsafe { read_struct(req) }?;
         // SAFETY: the header asks for `n_params` valid fields.
         let params = unsafe { RawFields::read(params, n_params) }?;
-        let mut out = zeroed::<sendgate_request>();
         let request = request::from_params(params.iter());
         fill_request(&mut out, &request);
         out.method = to_str(Some(request.method).filter(|method| !method.is_empty()));
         out.version = if request.http10 { 10 } else { 11 };
-        // SAFETY: checked above.
+        // SAFETY: as above.
         unsafe { write_struct(req, &out) }?;
         Ok(SENDGATE_OK)
     })

@@ -78,7 +78,8 @@ pub unsafe extern "C" fn sendgate_headers_set(
     unsafe { change(headers, header, Headers::set) }
 }
 
-/// As sendgate_headers_set, but the lines that are there stay: Set-Cookie, Vary, Link.
+/// As sendgate_headers_set, but the lines that are there stay: Set-Cookie, Vary, Link. Only one with
+/// SENDGATE_RULE_REMOVE goes. With SENDGATE_RULE_FROZEN all of them are frozen.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_headers_add(
     headers: *mut sendgate_headers,
@@ -113,7 +114,9 @@ pub unsafe extern "C" fn sendgate_headers_remove(
 }
 
 /// From now on the lines of this name, or that there is none, are not changed. Again is no error.
-/// There is no way back. SENDGATE_ERR_FIELD: no name.
+/// There is no way back. SENDGATE_ERR_FIELD: no name; or there is no line of it, and it is the
+/// library's to decide whether it is sent: Content-Length, Content-Range, Transfer-Encoding,
+/// Connection, Keep-Alive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_headers_freeze(
     headers: *mut sendgate_headers,

@@ -13,7 +13,8 @@ pub const SENDGATE_OK: sendgate_status = 0;
 /// Would block: call again when the socket is writable.
 pub const SENDGATE_WANT_WRITE: sendgate_status = 1;
 /// From a sendgate_write_fn or sendgate_read_fn, or with SENDGATE_SOURCE_TRY_NOW: again when the
-/// socket is readable. From sendgate_request_from_head: the head is not complete.
+/// socket is readable. From sendgate_request_from_head: the head is not complete. From
+/// sendgate_fcgi_feed: nothing has happened yet.
 pub const SENDGATE_WANT_READ: sendgate_status = 2;
 /// Budget spent: call again, without waiting first.
 pub const SENDGATE_YIELD: sendgate_status = 3;

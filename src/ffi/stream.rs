@@ -4,7 +4,7 @@
 
 use super::decide::c_decision;
 use super::handle::{Exclusive, give, handle, take_back};
-use super::input::{Callback, Input, RawFields, SinkInput, limits, read_sink};
+use super::input::{Callback, Input, RawFields, SinkInput, read_sink};
 use super::send::{report, result, status_of};
 use super::status::*;
 use super::structs::{check_out, slice, write_optional, write_struct, zeroed};
@@ -16,7 +16,8 @@ use crate::transfer::Step;
 
 /// A response whose content is produced while it is sent. Make one per connection, and for each
 /// request start it, write each piece as soon as there is one, and end it. A response that was begun
-/// and is not ended is cut short: close its connection, which is how the client notices. Used by one thread at a time. Freed by sendgate_stream_free.
+/// and is not ended is cut short: close its connection, which is how the client notices. With
+/// SENDGATE_FRAMING_CLOSE that is how it ends anyway: then only a reset tells (SO_LINGER, 0 seconds). Used by one thread at a time. Freed by sendgate_stream_free.
 #[derive(Debug)]
 pub struct sendgate_stream(Exclusive<Stream<Callback>>);
 
@@ -24,7 +25,7 @@ pub struct sendgate_stream(Exclusive<Stream<Callback>>);
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_stream_new(out: *mut *mut sendgate_stream) -> sendgate_status {
     // SAFETY: the header asks for a writable pointer.
-    guard(|| unsafe { give(out, sendgate_stream(Exclusive::new(Stream::new(limits(0, 0, 0))))) })
+    guard(|| unsafe { give(out, sendgate_stream(Exclusive::new(Stream::new()))) })
 }
 
 /// Decide and get ready to send; writes nothing yet. Ends whatever the handle did before. ex->rep is
@@ -33,8 +34,8 @@ pub unsafe extern "C" fn sendgate_stream_new(out: *mut *mut sendgate_stream) -> 
 /// out (may be NULL) tells. Of a stream that is SENDGATE_REP_SEEKABLE, 206 or 416 may be the answer:
 /// sendgate_stream_next then tells which bytes are to be written.
 ///
-/// Of the sink, all counts as in sendgate_respond, with its times for each call, and total_timeout_ms
-/// from here to the end. SENDGATE_SINK_TRY_NOW: the calls don't wait, and times are the caller's. The
+/// Of the sink, all counts as in sendgate_respond. Between two calls no time passes for idle_timeout_ms
+/// and min_rate; total_timeout_ms is from here to the end. SENDGATE_SINK_TRY_NOW: the calls don't wait, and times are the caller's. The
 /// socket may be blocking or not. With SENDGATE_HEAD_NONE and _GIVEN, content of unknown length is
 /// framed as the decision says. On error the connection is untouched and the handle idle.
 #[unsafe(no_mangle)]
@@ -58,7 +59,7 @@ pub unsafe extern "C" fn sendgate_stream_start(
             unsafe { check_out(out) }?;
         }
         let mut decided = zeroed::<sendgate_decision>();
-        entered.start(&input, sink, limits, try_now, |decision| decided = c_decision(decision, input.form))?;
+        entered.start(&input, sink, limits, try_now, |decision, framing| decided = c_decision(decision, framing))?;
         if !out.is_null() {
             // SAFETY: as above.
             unsafe { write_struct(out, &decided) }?;
@@ -89,10 +90,11 @@ pub unsafe extern "C" fn sendgate_stream_next(
     })
 }
 
-/// What a stream has come to.
-fn outcome(stream: &Stream<Callback>, ended: Result<Step, Cut>) -> sendgate_result {
-    let mut result = result(&stream.outcome(), ended.map(status_of).map_err(Error::from));
-    if result.status >= 0 && !stream.is_complete() {
+/// What a stream has come to. `ended`: the call that was made, or why it was not.
+fn outcome(stream: &Stream<Callback>, ended: Result<Result<Step, Cut>, Error>) -> sendgate_result {
+    let ended = ended.and_then(|ended| ended.map(status_of).map_err(Error::from));
+    let mut result = result(&stream.outcome(), ended);
+    if !stream.is_complete() {
         let touched = stream.outcome().touched;
         result.connection = if touched { SENDGATE_CONN_BROKEN } else { SENDGATE_CONN_UNTOUCHED };
     }
@@ -123,8 +125,11 @@ pub unsafe extern "C" fn sendgate_stream_write(
         // SAFETY: the header asks for a handle of sendgate_stream_new.
         let mut entered = unsafe { handle(stream) }?.0.enter()?;
         // SAFETY: the header asks for `len` readable bytes.
-        let (taken, ended) = entered.write(unsafe { slice(data, len) }?)?;
-        count = taken;
+        let ended = unsafe { slice(data, len) }.and_then(|data| {
+            let (taken, ended) = entered.write(data)?;
+            count = taken;
+            Ok(ended)
+        });
         Ok(outcome(&entered, ended))
     };
     // SAFETY: the header asks for NULL or a result with its size set.
@@ -154,8 +159,8 @@ pub unsafe extern "C" fn sendgate_stream_end(
         // SAFETY: the header asks for a handle of sendgate_stream_new.
         let mut entered = unsafe { handle(stream) }?.0.enter()?;
         // SAFETY: the header asks for `n_trailers` valid fields.
-        let trailers = unsafe { RawFields::read(trailers, n_trailers) }?;
-        let ended = entered.end(trailers.iter())?;
+        let trailers = unsafe { RawFields::read(trailers, n_trailers) };
+        let ended = trailers.and_then(|trailers| Ok(entered.end(trailers.iter())?));
         Ok(outcome(&entered, ended))
     };
     // SAFETY: the header asks for NULL or a result with its size set.

@@ -78,7 +78,8 @@ pub const SENDGATE_RULE_OVERRIDE: u32 = 1;
 pub const SENDGATE_RULE_APPEND: u32 = 2;
 /// Neither is sent; the value is ignored.
 pub const SENDGATE_RULE_REMOVE: u32 = 3;
-/// A flag: sent unchanged even where a 304, 412 or 416 would drop it.
+/// A flag: sent unchanged, whatever the library has, and even where a 304, 412 or 416 would drop it
+/// (Date also with SENDGATE_HEAD_CGI).
 pub const SENDGATE_RULE_FROZEN: u32 = 0x10;
 
 // ---- The request ----
@@ -244,7 +245,8 @@ pub const SENDGATE_FRAMING_LENGTH: u32 = 1;
 /// Transfer-Encoding: chunked (RFC 9112 7.1): a stream of unknown length.
 pub const SENDGATE_FRAMING_CHUNKED: u32 = 2;
 /// The content ends with the connection, or for SENDGATE_HEAD_CGI with the response: a stream of
-/// unknown length to a client that speaks HTTP/1.0, or behind a front server.
+/// unknown length to a client that speaks HTTP/1.0, or behind a front server. (In FastCGI's records
+/// whatever the head is, which only sendgate_stream_start knows.)
 pub const SENDGATE_FRAMING_CLOSE: u32 = 3;
 
 /// What the answer will be.
@@ -325,8 +327,8 @@ pub struct sendgate_sink {
     /// sizeof(sendgate_sink).
     pub size: usize,
     /// Set: used for every byte; fd is then only waited on, and -1 means never wait: an answer
-    /// of SENDGATE_WANT_WRITE or _READ makes sendgate_respond and a sender fail with
-    /// SENDGATE_ERR_BLOCKING.
+    /// of SENDGATE_WANT_WRITE or _READ makes sendgate_respond, a sender, and a stream that waits
+    /// fail with SENDGATE_ERR_BLOCKING.
     pub write: sendgate_write_fn,
     /// Passed to write.
     pub user: *mut c_void,
@@ -343,7 +345,8 @@ pub struct sendgate_sink {
     /// 0 means any. Less is SENDGATE_ERR_TIMEOUT.
     pub min_rate: u64,
     /// Not 0: the answer is to a request with this id, at most 65535, on a FastCGI connection. It is
-    /// sent in STDOUT records, and ended (FastCGI 1.0, 5.3 and 5.5). With SENDGATE_HEAD_CGI, or
+    /// sent in STDOUT records, and ended (FastCGI 1.0, 5.3 and 5.5): records of your own, such as
+    /// STDERR's, go before it. A budget doesn't count what frames it. With SENDGATE_HEAD_CGI, or
     /// _NONE or _GIVEN if your own head says the same; with _HTTP1 it is SENDGATE_ERR_INVALID.
     pub fcgi_request_id: u32,
     /// Zero.
@@ -489,11 +492,12 @@ pub const SENDGATE_FCGI_PARAMS: u32 = 1;
 /// Some of the request's content; an empty one is its end. It may be answered at any time from
 /// SENDGATE_FCGI_PARAMS on.
 pub const SENDGATE_FCGI_STDIN: u32 = 2;
-/// The front server doesn't want the answer any more: stop, and end the request.
+/// The front server doesn't want the answer any more: stop, and end the request; see
+/// sendgate_fcgi_end.
 pub const SENDGATE_FCGI_ABORT: u32 = 3;
 /// data has to be sent, before anything that follows, and not within an answer's record: a request
 /// was refused, or the front server has asked for something. With keep_conn 0 close the connection
-/// then.
+/// then, as sendgate_fcgi_end says.
 pub const SENDGATE_FCGI_REPLY: u32 = 4;
 
 /// What a connection may bring. NULL in place of it means zeros.

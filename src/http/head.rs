@@ -92,12 +92,11 @@ pub fn write_fields(
     // What isn't sent without content is still sent if the application froze it.
     let wanted = |slot: Slot| has_content || slot.is_frozen();
 
-    if form == HeadForm::Http1 {
+    match slots.date {
         // RFC 9110 6.6.1.
-        match slots.date {
-            Slot::Library => out.field(b"Date", &date::format(ex.now), Made),
-            slot => app(ex, b"Date", slot, out),
-        }
+        Slot::Library if form == HeadForm::Http1 => out.field(b"Date", &date::format(ex.now), Made),
+        slot if form == HeadForm::Http1 || slot.is_frozen() => app(ex, b"Date", slot, out),
+        _ => {}
     }
     if decision.n_ranges > 1 {
         let mut space = [0; 64];

@@ -20,7 +20,7 @@ pub use decide::{Decision, Framing, decide};
 pub use fields::{is_field, trim};
 pub use head::{FieldSink, HeadForm, Source, write_body_text, write_fields, write_head};
 pub use range::{MAX_RANGES, Span, Spans, write_content_range};
-pub(crate) use rules::may_be_trailer;
+pub(crate) use rules::{is_framing, may_be_trailer};
 
 /// Why an exchange is refused. Nothing has been written then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

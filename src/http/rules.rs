@@ -68,6 +68,11 @@ pub(super) fn classify(name: &[u8]) -> (Kind, u32) {
     (Kind::Other, 0)
 }
 
+/// Whether a field is the library's own, with which an answer says where it ends, or what part it is.
+pub(crate) fn is_framing(name: &[u8]) -> bool {
+    matches!(classify(name).0, Kind::Framing | Kind::ContentLength | Kind::ContentRange)
+}
+
 /// RFC 9110 6.5.1: not what has to be known before the content: framing, routing, authentication, response controls,
 /// the content's format.
 pub(crate) fn may_be_trailer(name: &[u8]) -> bool {
@@ -198,7 +203,7 @@ impl Slots {
                     };
                     *slots.get_mut(name) = match header.rule {
                         Rule::Remove => Slot::Removed,
-                        Rule::Default if produced => Slot::Library,
+                        Rule::Default if produced && !header.frozen => Slot::Library,
                         Rule::Default | Rule::Override | Rule::Append => Slot::App { index, frozen: header.frozen },
                     };
                 }
