@@ -53,8 +53,8 @@ class Stream:
     seekable: any part of the content can be produced, so ranges are answered (206, 416): see ``next``.
     wait: False never waits for the socket; see ``write``. Then call ``end`` before the context is left, which can't
     wait either: BlockingSocketError if it would have to.
-    timeout, total_timeout, min_rate: as in ``respond``, for each call, and total_timeout from here to the end. All else
-    is as in ``respond``, too.
+    timeout, total_timeout, min_rate: as in ``respond``. What passes between two calls doesn't count for timeout and
+    min_rate; total_timeout counts from here to the end. All else is as in ``respond``, too.
 
     Used by one thread at a time: BusyError otherwise. ``close`` frees it, and closes no socket. Raises what ``respond``
     raises; after an error every further call raises the same.
