@@ -3,12 +3,14 @@
  */
 #include "check.h"
 
-#include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
+#include <linux/sockios.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -219,6 +221,12 @@ static void limits_and_mistakes(void)
     CHECK_STATUS(sendgate_fcgi_feed(fcgi, (const uint8_t *)"", 0, &used, &event), SENDGATE_ERR_SIZE);
     event.size = sizeof event;
     CHECK_STATUS(sendgate_fcgi_feed(fcgi, NULL, 0, &used, &event), SENDGATE_WANT_READ);
+    sendgate_fcgi_options reserved;
+    sendgate_fcgi *none = NULL;
+    memset(&reserved, 0, sizeof reserved);
+    reserved.size = sizeof reserved;
+    reserved.reserved = 1;
+    CHECK_STATUS(sendgate_fcgi_new(&reserved, &none), SENDGATE_ERR_INVALID);
     CHECK_STATUS(sendgate_fcgi_end(NULL), SENDGATE_ERR_INVALID);
     CHECK_STATUS(sendgate_fcgi_end(fcgi), SENDGATE_OK);
     sendgate_fcgi_free(fcgi);
@@ -274,11 +282,12 @@ static void records_and_parameters(void)
     sendgate_request req;
     memset(&req, 0, sizeof req);
     req.size = sizeof req;
+    req.target = text("/kept");
     CHECK_STATUS(sendgate_request_from_params(&req, params, N(params)), SENDGATE_OK);
     CHECK(same(req.method, text("GET")) && req.version == 10 && req.flags == 0 && same(req.connection, text("close")));
     CHECK(same(req.range, text("bytes=1-2")) && same(req.if_range, text("\"a\"")) && same(req.if_match, text("\"b\"")));
     CHECK(same(req.if_none_match, text("\"c\"")) && same(req.if_modified_since, text("d")));
-    CHECK(same(req.if_unmodified_since, text("e")) && req.target.ptr == NULL);
+    CHECK(same(req.if_unmodified_since, text("e")) && same(req.target, text("/kept")));
     CHECK_STATUS(sendgate_request_from_params(&req, NULL, 0), SENDGATE_OK);
     CHECK(req.method.ptr == NULL && req.version == 11 && req.range.ptr == NULL);
     CHECK_STATUS(sendgate_request_from_params(NULL, NULL, 0), SENDGATE_ERR_INVALID);
@@ -512,6 +521,69 @@ static void simple_calls(void)
     }
 }
 
+/* Nagle's algorithm holds the end of an answer back until what sendfile has pushed out is acknowledged, which a peer may
+ * put off. The kernel tells what has not left.
+ */
+static void the_end_leaves_at_once(void)
+{
+    int fd = file_make("nagle", 40000), off = 0, unsent = -1;
+    for (int i = 0; i < 20; i++) {
+        check_case("end of answer %d", i);
+        struct ask ask;
+        make_pair(TCP_PAIR, 0, sockets);
+        MUST(setsockopt(sockets[1], IPPROTO_TCP, TCP_QUICKACK, &off, sizeof off) == 0);
+        ask_file(&ask, fd, sockets[0]);
+        ask.exchange.head = SENDGATE_HEAD_CGI;
+        ask.sink.fcgi_request_id = ID;
+        CHECK_STATUS(sendgate_respond(&ask.exchange, &ask.sink, &ask.result), SENDGATE_OK);
+        MUST(ioctl(sockets[0], SIOCOUTQNSD, &unsent) == 0);
+        CHECK_INT(unsent, 0);
+        close(sockets[0]);
+        close(sockets[1]);
+    }
+    close(fd);
+}
+
+/* How the content ends, whoever makes the head, and what becomes of the connection. */
+static void streams_of_unknown_length(void)
+{
+    static const uint32_t heads[] = {SENDGATE_HEAD_CGI, SENDGATE_HEAD_NONE, SENDGATE_HEAD_GIVEN};
+    for (size_t i = 0; i < N(heads); i++)
+        for (int framed = 0; framed < 2; framed++) {
+            check_case("head %d, in records %d", (int)heads[i], framed);
+            struct ask ask;
+            char got[500];
+            sendgate_stream *stream;
+            sendgate_decision decision;
+            memset(&decision, 0, sizeof decision);
+            decision.size = sizeof decision;
+            make_pair(UNIX_PAIR, 0, sockets);
+            ask_memory(&ask, "", 0, sockets[0]);
+            ask.rep.kind = SENDGATE_REP_STREAM;
+            ask.rep.flags = SENDGATE_REP_UNSIZED;
+            ask.exchange.head = heads[i];
+            if (heads[i] == SENDGATE_HEAD_GIVEN)
+                ask.exchange.head_text = text("given\r\n\r\n");
+            ask.sink.fcgi_request_id = framed ? ID : 0;
+            ask.sink.flags |= framed ? SENDGATE_SINK_FCGI_KEEP : 0;
+            MUST(sendgate_stream_new(&stream) == SENDGATE_OK);
+            CHECK_STATUS(sendgate_stream_start(stream, &ask.exchange, &ask.sink, &decision), SENDGATE_OK);
+            int closes = framed || heads[i] == SENDGATE_HEAD_CGI;
+            CHECK_INT(decision.framing, closes ? SENDGATE_FRAMING_CLOSE : SENDGATE_FRAMING_CHUNKED);
+            CHECK_STATUS(sendgate_stream_write(stream, (const uint8_t *)"content", 7, NULL, NULL), SENDGATE_OK);
+            CHECK_STATUS(sendgate_stream_end(stream, NULL, 0, &ask.result), SENDGATE_OK);
+            CHECK_INT(ask.result.connection, closes && !framed ? SENDGATE_CONN_CLOSE : SENDGATE_CONN_REUSABLE);
+            long n = peer_take(sockets[1], got, sizeof got);
+            if (framed)
+                n = unframe(got, (size_t)n, 1);
+            CHECK(n > 0 && contains(got, (size_t)n, closes ? "content" : "7\r\ncontent\r\n0\r\n\r\n"));
+            CHECK(!closes || !contains(got, (size_t)n, "7\r\ncontent"));
+            sendgate_stream_free(stream);
+            close(sockets[0]);
+            close(sockets[1]);
+        }
+}
+
 static void refused(void)
 {
     struct ask ask;
@@ -549,6 +621,8 @@ int main(void)
     all_ways();
     a_file_that_ends_early();
     simple_calls();
+    the_end_leaves_at_once();
+    streams_of_unknown_length();
     refused();
     CHECK_INT(open_fds(), before);
     return check_end();
