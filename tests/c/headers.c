@@ -391,6 +391,31 @@ static void rules(void)
             sendgate_headers_free(list);
         }
     }
+    check_case("a line that is to remove gives way to one that is added");
+    sendgate_headers *lines = new_list();
+    CHECK_STATUS(add(lines, "ETag", "", SENDGATE_RULE_REMOVE), SENDGATE_OK);
+    CHECK_STATUS(add(lines, "etag", "\"a\"", SENDGATE_RULE_OVERRIDE), SENDGATE_OK);
+    CHECK_STATUS(sendgate_headers_list(lines, &headers, &n), SENDGATE_OK);
+    CHECK(n == 1 && headers[0].rule == SENDGATE_RULE_OVERRIDE);
+    check_case("a frozen line freezes all of its name");
+    CHECK_STATUS(add(lines, "Link", "1", SENDGATE_RULE_APPEND), SENDGATE_OK);
+    CHECK_STATUS(add(lines, "link", "2", SENDGATE_RULE_APPEND | SENDGATE_RULE_FROZEN), SENDGATE_OK);
+    CHECK_STATUS(sendgate_headers_list(lines, &headers, &n), SENDGATE_OK);
+    CHECK(n == 3 && headers[1].rule == (SENDGATE_RULE_APPEND | SENDGATE_RULE_FROZEN) && headers[2].rule == headers[1].rule);
+    sendgate_headers_free(lines);
+
+    check_case("that there is no framing can't be frozen, what the application says of it can");
+    static const char *const framing[] = {"Content-Length", "content-range", "Transfer-Encoding", "Connection", "Keep-Alive"};
+    lines = new_list();
+    for (size_t i = 0; i < N(framing); i++) {
+        CHECK_STATUS(freeze(lines, framing[i]), SENDGATE_ERR_FIELD);
+        CHECK_INT(is_frozen(lines, framing[i]), 0);
+    }
+    CHECK_STATUS(set(lines, "Content-Length", "10"), SENDGATE_OK);
+    CHECK_STATUS(freeze(lines, "content-length"), SENDGATE_OK);
+    CHECK_STATUS(set(lines, "Content-Length", "11"), SENDGATE_ERR_FROZEN);
+    sendgate_headers_free(lines);
+
     check_case("a rule that there isn't");
     sendgate_headers *list = new_list();
     CHECK_STATUS(add(list, "A", "1", 4), SENDGATE_ERR_INVALID);

@@ -166,7 +166,7 @@ static const struct shape {
     {"unsized, HEAD", "HEAD", 11, -1, 0, NULL, NULL, NULL, 0, 0, 200, SENDGATE_FRAMING_NONE, 1, 0, {{0, 0}}},
     {"unsized, 304", "GET", 11, -1, 0, NULL, ETAG, NULL, 0, 0, 304, SENDGATE_FRAMING_NONE, 1, 0, {{0, 0}}},
     {"unsized, 412", "GET", 11, -1, 0, NULL, NULL, "\"other\"", 0, 0, 412, SENDGATE_FRAMING_LENGTH, 1, 0, {{0, 0}}},
-    {"unsized, CGI", "GET", 11, -1, 0, NULL, NULL, NULL, 0, SENDGATE_HEAD_CGI, 200, SENDGATE_FRAMING_CLOSE, 1, 1, {{0, LENGTH}}},
+    {"unsized, CGI", "GET", 11, -1, 0, NULL, NULL, NULL, 0, SENDGATE_HEAD_CGI, 200, SENDGATE_FRAMING_CLOSE, 2, 1, {{0, LENGTH}}},
     {"unsized, no head", "GET", 11, -1, 0, NULL, NULL, NULL, 0, SENDGATE_HEAD_NONE, 200, SENDGATE_FRAMING_CHUNKED, 1, 1, {{0, LENGTH}}},
     {"unsized, own status", "POST", 11, -1, 0, NULL, ETAG, NULL, 500, 0, 500, SENDGATE_FRAMING_CHUNKED, 1, 1, {{0, LENGTH}}},
     {"unsized, 204", "DELETE", 11, -1, 0, NULL, NULL, NULL, 204, 0, 204, SENDGATE_FRAMING_NONE, 1, 0, {{0, 0}}},
@@ -928,23 +928,27 @@ static void times(void)
     CHECK_INT(peer.len, ask.result.head_sent + 2000000);
     peer_free(&peer);
 
-    check_case("a peer that is slower than min_rate");
-    make_pair(UNIX_PAIR, 0, sockets);
-    small_buffer(sockets[0]);
-    peer_init(&peer, sockets[1]);
-    peer.rate = 50000;
-    peer.chunk = 1000;
-    peer_start(&peer);
-    ask_stream(&ask, -1, sockets[0]);
-    ask.sink.idle_timeout_ms = 500;
-    ask.sink.min_rate = 10000000;
-    CHECK_STATUS(sendgate_stream_start(stream, &ask.exchange, &ask.sink, NULL), SENDGATE_OK);
-    CHECK_STATUS(write_until(stream, &ask, sizeof content - LENGTH, SIZE_MAX, &done), SENDGATE_ERR_TIMEOUT);
-    check_outcome(&ask.result, SENDGATE_ERR_TIMEOUT, 200, SENDGATE_CONN_BROKEN);
-    close(sockets[0]);
-    __atomic_store_n(&peer.rate, 0, __ATOMIC_RELAXED);
-    peer_join(&peer);
-    peer_free(&peer);
+    /* Also if no single call waits for long. */
+    static const size_t pieces[] = {5000, sizeof content - LENGTH};
+    for (size_t i = 0; i < N(pieces); i++) {
+        check_case("a peer that is slower than min_rate, %zu bytes a piece", pieces[i]);
+        make_pair(UNIX_PAIR, 0, sockets);
+        small_buffer(sockets[0]);
+        peer_init(&peer, sockets[1]);
+        peer.rate = 50000;
+        peer.chunk = 1000;
+        peer_start(&peer);
+        ask_stream(&ask, -1, sockets[0]);
+        ask.sink.idle_timeout_ms = 500;
+        ask.sink.min_rate = 10000000;
+        CHECK_STATUS(sendgate_stream_start(stream, &ask.exchange, &ask.sink, NULL), SENDGATE_OK);
+        CHECK_STATUS(write_until(stream, &ask, pieces[i], 4 << 20, &done), SENDGATE_ERR_TIMEOUT);
+        check_outcome(&ask.result, SENDGATE_ERR_TIMEOUT, 200, SENDGATE_CONN_BROKEN);
+        close(sockets[0]);
+        __atomic_store_n(&peer.rate, 0, __ATOMIC_RELAXED);
+        peer_join(&peer);
+        peer_free(&peer);
+    }
     sendgate_stream_free(stream);
 }
 
@@ -1162,6 +1166,29 @@ static void write_functions(void)
     CHECK_STATUS(sendgate_stream_end(stream, NULL, 0, &ask.result), SENDGATE_OK);
     CHECK(contains(writer.data, writer.len, "\r\na\r\n"));
 
+    for (int more = 0; more < 2; more++) {
+        check_case("only the end of the chunk is left, and then comes %s", more ? "a new piece" : "nothing");
+        memset(&writer.len, 0, sizeof writer - offsetof(struct writer, len));
+        writer.at_most = SIZE_MAX;
+        CHECK_STATUS(sendgate_stream_start(stream, &ask.exchange, &ask.sink, NULL), SENDGATE_OK);
+        CHECK_STATUS(sendgate_stream_write(stream, NULL, 0, &written, NULL), SENDGATE_OK);
+        size_t head = writer.len;
+        writer.at_most = 13; /* "a", a line end, and ten bytes */
+        writer.fail_at = 2;
+        writer.fails = 1;
+        writer.answer = SENDGATE_WANT_WRITE;
+        CHECK_STATUS(sendgate_stream_write(stream, content + '0', 10, &written, NULL), SENDGATE_WANT_WRITE);
+        CHECK_INT(written, 10);
+        CHECK_INT(writer.len, head + 13);
+        writer.fails = 0;
+        writer.at_most = SIZE_MAX;
+        CHECK_STATUS(sendgate_stream_write(stream, (const uint8_t *)"end", more ? 3 : 0, &written, NULL), SENDGATE_OK);
+        CHECK_INT(written, more ? 3 : 0);
+        CHECK_STATUS(sendgate_stream_end(stream, NULL, 0, NULL), SENDGATE_OK);
+        const char *want = more ? "\r\n3\r\nend\r\n0\r\n\r\n" : "\r\n0\r\n\r\n";
+        CHECK(writer.len == head + 13 + strlen(want) && memcmp(writer.data + head + 13, want, strlen(want)) == 0);
+    }
+
     check_case("the head leaves with the first piece in one call, and in one record");
     memset(&writer.len, 0, sizeof writer - offsetof(struct writer, len));
     writer.at_most = SIZE_MAX;
@@ -1198,13 +1225,11 @@ static void not_a_stream(struct ask *ask, sendgate_status want)
 static void misuse(void)
 {
     struct ask ask;
-    struct wire *unused = &wire;
     int sockets[2], file = file_make("answer", 1000);
     size_t written = 99;
     sendgate_range next = {99, 99};
     sendgate_stream *stream = new_stream();
     sendgate_decision decision;
-    (void)unused;
     make_pair(UNIX_PAIR, 1, sockets);
 
     check_case("not started");
@@ -1226,7 +1251,8 @@ static void misuse(void)
     sendgate_stream_free(NULL);
     CHECK_STATUS(sendgate_stream_start(stream, &ask.exchange, &ask.sink, NULL), SENDGATE_OK);
     CHECK_STATUS(sendgate_stream_next(stream, NULL), SENDGATE_ERR_INVALID);
-    CHECK_STATUS(sendgate_stream_write(stream, NULL, 1, &written, NULL), SENDGATE_ERR_INVALID);
+    CHECK_STATUS(sendgate_stream_write(stream, NULL, 1, &written, &ask.result), SENDGATE_ERR_INVALID);
+    CHECK_INT(ask.result.connection, SENDGATE_CONN_UNTOUCHED); /* another answer may still be sent */
     CHECK_STATUS(sendgate_stream_write(stream, content, SIZE_MAX, &written, NULL), SENDGATE_ERR_INVALID);
     CHECK_STATUS(sendgate_stream_end(stream, NULL, 1, NULL), SENDGATE_ERR_INVALID);
     CHECK_INT(peer_drain(sockets[1]), 0);
