@@ -526,21 +526,33 @@ static void simple_calls(void)
  */
 static void the_end_leaves_at_once(void)
 {
-    int fd = file_make("nagle", 40000), off = 0, unsent = -1;
+    int fd = file_make("nagle", 40000), off = 0, held = 0;
+    make_pair(TCP_PAIR, 0, sockets);
+    check_case("Nagle's algorithm holds back what is just sent");
+    for (int i = 0; i < 100 && held == 0; i++) {
+        MUST(setsockopt(sockets[1], IPPROTO_TCP, TCP_QUICKACK, &off, sizeof off) == 0);
+        MUST(send(sockets[0], "x", 1, 0) == 1);
+        MUST(ioctl(sockets[0], SIOCOUTQNSD, &held) == 0);
+    }
+    CHECK(held > 0);
     for (int i = 0; i < 20; i++) {
         check_case("end of answer %d", i);
-        struct ask ask;
-        make_pair(TCP_PAIR, 0, sockets);
+        int queued = 1, unsent = -1;
+        while (queued > 0) {
+            peer_drain(sockets[1]);
+            MUST(ioctl(sockets[0], SIOCOUTQ, &queued) == 0);
+        }
         MUST(setsockopt(sockets[1], IPPROTO_TCP, TCP_QUICKACK, &off, sizeof off) == 0);
+        struct ask ask;
         ask_file(&ask, fd, sockets[0]);
         ask.exchange.head = SENDGATE_HEAD_CGI;
         ask.sink.fcgi_request_id = ID;
         CHECK_STATUS(sendgate_respond(&ask.exchange, &ask.sink, &ask.result), SENDGATE_OK);
         MUST(ioctl(sockets[0], SIOCOUTQNSD, &unsent) == 0);
         CHECK_INT(unsent, 0);
-        close(sockets[0]);
-        close(sockets[1]);
     }
+    close(sockets[0]);
+    close(sockets[1]);
     close(fd);
 }
 
