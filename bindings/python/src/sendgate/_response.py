@@ -388,7 +388,7 @@ class Response:
             return _Body(self._reading, self, environ)
         self.close()
         # Not an empty list, which wsgiref would call Content-Length: 0.
-        return iter((b"",))
+        return iter((b"",)) if made.whole is None else [made.whole]
 
     async def _by_asgi(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request.from_scope(scope, has_body=False)
@@ -403,7 +403,7 @@ class Response:
             start: Message = {"type": _START, "status": made.status, "headers": fields}
             if made.content is None:
                 await send(start)
-                await send({"type": _CONTENT, "body": b"", "more_body": False})
+                await send({"type": _CONTENT, "body": made.whole or b"", "more_body": False})
                 return
             if has_trailers:
                 start["trailers"] = True
@@ -513,6 +513,8 @@ class _Sent:
         self.content: Any = None
         #: How much of it.
         self.length: int | None = None
+        #: The content, if it is bytes that need no decision.
+        self.whole: bytes | None = None
         self._response = response
         self._request = request
         self._rows = response.headers.rows()
@@ -550,6 +552,9 @@ class _Sent:
             file: Any = response._bytes
             offset, length = 0, len(file)
             may_be_less = may_be_less and has_validator(self.fields)
+            if not may_be_less and self.status not in (204, 304):
+                self._take_bytes(file, announced)
+                return True
         elif isinstance(response._file, os.PathLike):
             file = open_file(response._file, {})
             offset, length = 0, file.size
@@ -564,13 +569,26 @@ class _Sent:
             close = wrapper.close
             file, offset, length = content
         try:
-            if announced is not None and announced != length and response.headers.is_frozen("Content-Length"):
-                raise excess(announced) if announced < length else truncated(announced, length)
+            self._check_frozen(announced, length)
             self.answer = self._answer(file, offset, length, close, may_be_less)
         except BaseException:
             close()
             raise
         return True
+
+    def _take_bytes(self, content: bytes, announced: int | None) -> None:
+        """Content that is sent as it is: the library would say no more than its length."""
+        self._check_frozen(announced, len(content))
+        if announced != len(content):
+            self.fields = [(name, value) for name, value in self.fields if name.lower() != "content-length"]
+            self.fields.append(("Content-Length", str(len(content))))
+        if self._request.method != "HEAD":
+            self.whole = content
+
+    def _check_frozen(self, announced: int | None, length: int) -> None:
+        """A Content-Length that is frozen can't be corrected."""
+        if announced is not None and announced != length and self._response.headers.is_frozen("Content-Length"):
+            raise excess(announced) if announced < length else truncated(announced, length)
 
     def _answer(self, file: Any, offset: int, length: int, close: Callable[[], object], may_be_less: bool) -> Answer:
         if may_be_less:
