@@ -107,13 +107,13 @@ def peer(package: str) -> Callable[[Path, Path], list[str]]:
 
 
 KINDS = {
-    "sendgate": Kind(example, 1),
-    "sendgate unkept": Kind(example, 1 / 2, kept=False),
-    "libfcgi": Kind(libfcgi, 1 / 2),
-    "sendgate Python": Kind(gateway(""), 1 / 10),
-    "sendgate WSGI": Kind(gateway("fcgiapps:application"), 1 / 10),
-    "flup": Kind(peer("flup"), 1 / 20),
-    "fastcgi unkept": Kind(peer("fastcgi"), 1 / 60, kept=False),
+    "sendgate": Kind(example, 1 / 2),
+    "sendgate unkept": Kind(example, 1 / 4, kept=False),
+    "libfcgi": Kind(libfcgi, 1 / 4),
+    "sendgate Python": Kind(gateway(""), 1 / 20),
+    "sendgate WSGI": Kind(gateway("fcgiapps:application"), 1 / 20),
+    "flup": Kind(peer("flup"), 1 / 30),
+    "fastcgi unkept": Kind(peer("fastcgi"), 1 / 120, kept=False),
 }
 NGINX = "nginx static"
 
@@ -268,7 +268,7 @@ class Bench:
 
     def numbers(self, case: Case, name: str) -> tuple[int, int, int]:
         """Connections, requests that aren't counted, and those that are."""
-        scale = KINDS[name].scale if name in KINDS else 1
+        scale = KINDS[name].scale if name in KINDS else 1 / 2
         requests = max(int(case.requests * scale * self.args.scale), self.args.connections * 4)
         return self.args.connections, requests // 5, requests
 
