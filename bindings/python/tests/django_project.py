@@ -31,6 +31,7 @@ COMMON = "django.middleware.common.CommonMiddleware"
 FETCH = "django.middleware.cache.FetchFromCacheMiddleware"
 OUR_UPDATE = "sendgate.django.UpdateCacheMiddleware"
 OUR_GZIP = "sendgate.django.GZipMiddleware"
+OUR_CONDITIONAL = "sendgate.django.ConditionalGetMiddleware"
 
 ETAG = '"store-1"'
 LAST_MODIFIED = "Sun, 06 Nov 1994 08:49:37 GMT"
@@ -313,7 +314,8 @@ STACKS = {
     "all five": [UPDATE, GZIP, CONDITIONAL, COMMON, FETCH],
     "our UpdateCache": [OUR_UPDATE],
     "our GZip": [OUR_GZIP],
-    "all five, two ours": [OUR_UPDATE, OUR_GZIP, CONDITIONAL, COMMON, FETCH],
+    "our ConditionalGet": [OUR_CONDITIONAL],
+    "all five, three ours": [OUR_UPDATE, OUR_GZIP, OUR_CONDITIONAL, COMMON, FETCH],
 }
 
 

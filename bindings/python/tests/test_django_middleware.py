@@ -9,6 +9,7 @@ import gzip
 import io
 import itertools
 import os
+import sys
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -27,8 +28,21 @@ from django.test import RequestFactory, override_settings
 
 import django_project
 import sendgate.wsgi
-from django_project import COMMON, CONDITIONAL, ETAG, FETCH, GZIP, LAST_MODIFIED, OUR_GZIP, OUR_UPDATE, UPDATE, Store
+from django_project import (
+    COMMON,
+    CONDITIONAL,
+    ETAG,
+    FETCH,
+    GZIP,
+    LAST_MODIFIED,
+    OUR_CONDITIONAL,
+    OUR_GZIP,
+    OUR_UPDATE,
+    UPDATE,
+    Store,
+)
 from sendgate.django import (
+    ConditionalGetMiddleware,
     GZipMiddleware,
     HttpResponse,
     StreamingHttpResponse,
@@ -208,16 +222,38 @@ def test_the_same_views_of_django_alone_are_spoiled(store: Store) -> None:
             assert answer.fields.get("etag") == ("W/" + ETAG if view == "large" else None)
 
 
-def test_a_condition_that_holds_closes_what_is_not_sent(store: Store) -> None:
+@pytest.mark.parametrize("conditional", [CONDITIONAL, OUR_CONDITIONAL], ids=["stock", "ours"])
+def test_a_condition_that_holds_closes_what_is_not_sent(conditional: str, store: Store) -> None:
     """ConditionalGetMiddleware answers 304 by itself: the store is hung up on at once."""
+    if conditional is CONDITIONAL and sys.version_info < (3, 11):
+        pytest.skip("before 3.11, frames of exceptions that Django has caught keep the response")
     for order in orders(OUR_UPDATE)[::7]:
+        order[order.index(CONDITIONAL)] = conditional
         with override_settings(MIDDLEWARE=order):
             application = WSGIHandler()
             for view in ("large", "large-cached-by-clients", "large-compressed"):
                 answer = by_wsgi(application, f"/{view}/", if_none_match=ETAG, accept_encoding="gzip")
                 assert (answer.status, answer.content) == (304, b"")
                 assert answer.fields["etag"] == ETAG
+                # Its threads end when they notice.
                 wait_until(lambda: store.connected == 0)
+
+
+@pytest.mark.parametrize("make", [StreamingHttpResponse, DjangoStreamingHttpResponse])
+def test_content_that_is_not_sent_is_closed_while_somebody_refers_to_it(make: Any, store: Store) -> None:
+    """By this package's ConditionalGetMiddleware, of any response; and what is sent isn't."""
+    middleware = ConditionalGetMiddleware(lambda request: None)
+    for field, due in (({"If-None-Match": ETAG}, 304), ({"If-Match": '"other"'}, 412), ({}, 200)):
+        closed = []
+
+        class Content(list[bytes]):
+            def close(self, closed: list[int] = closed) -> None:
+                closed.append(1)
+
+        response = make(Content([b"a"]), headers={"ETag": ETAG})
+        answer = middleware.process_response(RequestFactory().get("/", headers=field), response)
+        assert (answer.status_code, len(closed)) == (due, due != 200)
+        assert not response.closed
 
 
 def test_within_conditional(store: Store) -> None:
@@ -290,7 +326,7 @@ def test_what_is_kept_varies(application: Any, store: Store) -> None:
 
 def test_headers_are_kept_as_they_were_there(store: Store) -> None:
     """What is further outside changes them later, and does so again with the one from the cache."""
-    with override_settings(MIDDLEWARE=[OUR_GZIP, OUR_UPDATE, FETCH]):
+    with override_settings(MIDDLEWARE=[OUR_CONDITIONAL, OUR_GZIP, OUR_UPDATE, FETCH]):
         application = WSGIHandler()
         for _ in range(2):
             answer = by_wsgi(application, "/streamed/", accept_encoding="gzip")

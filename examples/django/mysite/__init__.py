@@ -10,6 +10,6 @@
 ``views`` has the use cases, and ``stock`` the same without freezing, by nothing but Django, under /stock/: with curl as
 above, /stock/long/ doesn't come second by second, and /stock/large/ has an ETag that isn't the store's.
 
-``settings`` has the middleware that spoils them, with the two classes of this package in it that don't; ``remote``
+``settings`` has the middleware that spoils them, with the classes of this package in it that don't; ``remote``
 fetches content from ``store.py``, which stands for a service of somebody else's.
 """

@@ -1,4 +1,4 @@
-"""Of the middleware, UpdateCacheMiddleware and GZipMiddleware are those of this package; the rest is Django's."""
+"""Three classes of the middleware are those of this package, which have what streams in mind; the rest is Django's."""
 
 import os
 
@@ -8,7 +8,7 @@ ROOT_URLCONF = "mysite.urls"
 MIDDLEWARE = [
     "sendgate.django.UpdateCacheMiddleware",
     "sendgate.django.GZipMiddleware",
-    "django.middleware.http.ConditionalGetMiddleware",
+    "sendgate.django.ConditionalGetMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.cache.FetchFromCacheMiddleware",
 ]

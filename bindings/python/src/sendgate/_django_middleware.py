@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gzip
 import logging
@@ -15,6 +16,7 @@ from django.middleware.cache import CacheMiddleware as DjangoCacheMiddleware
 from django.middleware.cache import UpdateCacheMiddleware as DjangoUpdateCacheMiddleware
 from django.middleware.gzip import GZipMiddleware as DjangoGZipMiddleware
 from django.middleware.gzip import re_accepts_gzip
+from django.middleware.http import ConditionalGetMiddleware as DjangoConditionalGetMiddleware
 from django.utils.cache import patch_vary_headers
 from django.utils.decorators import decorator_from_middleware_with_args
 from django.utils.text import StreamingBuffer
@@ -225,6 +227,26 @@ def cache_page(timeout: float | None, *, cache: str | None = None, key_prefix: s
     return decorator_from_middleware_with_args(CacheMiddleware)(
         page_timeout=timeout, cache_alias=cache, key_prefix=key_prefix
     )
+
+
+# ---- Conditions ----
+
+
+class ConditionalGetMiddleware(DjangoConditionalGetMiddleware):  # type: ignore[misc]
+    """Django's ConditionalGetMiddleware, which closes the content that it doesn't send after all.
+
+    Without it, content of a response of this package is closed when nobody refers to that any more. That is at once on
+    CPython from 3.11 on; on others, garbage has to be collected before.
+    """
+
+    def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+        """Answer 304 or 412 in the response's place, if that is due."""
+        answer = super().process_response(request, response)
+        if answer is not response:
+            for close in response._resource_closers:
+                with contextlib.suppress(Exception):
+                    close()
+        return answer
 
 
 # ---- Compression ----

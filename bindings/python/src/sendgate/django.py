@@ -29,7 +29,13 @@ from ._adapters import check_hooks
 from ._answer import as_given, conditional, content_length, is_sound, limited, may_be_less
 from ._core import Request
 from ._django_freezing import KNOWN, FreezeMixin
-from ._django_middleware import CacheMiddleware, GZipMiddleware, UpdateCacheMiddleware, cache_page
+from ._django_middleware import (
+    CacheMiddleware,
+    ConditionalGetMiddleware,
+    GZipMiddleware,
+    UpdateCacheMiddleware,
+    cache_page,
+)
 from ._django_responses import FileResponse, HttpResponse, StreamingHttpResponse
 from .asgi import give
 from .wsgi import FileWrapper
@@ -40,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CacheMiddleware",
+    "ConditionalGetMiddleware",
     "FileResponse",
     "FreezeMixin",
     "GZipMiddleware",
