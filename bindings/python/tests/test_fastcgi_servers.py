@@ -1,0 +1,486 @@
+"""``sendgate.fastcgi`` behind nginx, lighttpd and Apache, by the configurations in examples/front-servers."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import http.client
+import os
+import random
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import django_project
+import rows
+from fastcgi_fronts import KINDS, Fronted, Kind, fronted
+from served_rows import SOCKET_ROWS, answers, as_served, complaints
+from support import wait_until
+
+MIB = bytes(range(256)) * 4096
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=str)
+def front(request: pytest.FixtureRequest) -> Iterator[Fronted]:
+    """Each is started once."""
+    kind: Kind = request.param
+    with fronted(kind) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def connected(front: Fronted) -> Iterator[http.client.HTTPConnection]:
+    """A client of the front server."""
+    connection = http.client.HTTPConnection(*front.address, timeout=60)
+    with contextlib.closing(connection):
+        yield connection
+
+
+def get(
+    front: Fronted, target: str, method: str = "GET", body: Any = None, headers: Any = None
+) -> tuple[http.client.HTTPResponse, bytes]:
+    """One request on a connection of its own."""
+    with connected(front) as connection:
+        connection.request(method, target, body, headers or {})
+        response = connection.getresponse()
+        return response, response.read()
+
+
+# ---- The document ----
+
+
+def test_document(front: Fronted) -> None:
+    """Its example: POST of JSON with a query; the handler is told what its own proxy would have told it."""
+    body = b'{"a": "\xc3\xbc"}'
+    response, answer = get(front, "/setup.py?a=1", "POST", body, {"Content-Type": "application/json"})
+    assert (response.status, response.headers["Content-Type"], answer) == (200, "text/html", b"<html>foobar</html>\n")
+    assert front.process.stdout is not None
+    printed = [front.process.stdout.readline() for _ in range(3)]
+    assert printed == [b"query: a=1\n", b"content type: application/json\n", b"stdin: " + body + b"\n"]
+
+
+# ---- The rows ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """What a front server does to the answers to some rows, whatever is behind it."""
+
+    why: str
+    servers: tuple[str, ...]
+    #: By the name of the row: all that the row's judge complains of.
+    complaints: dict[str, list[str]]
+
+
+DIFFERENCES = (
+    Difference(
+        "closes the connection of a client that names an option that it doesn't know",
+        ("nginx",),
+        {"conn-http11-other-token": ["keep_alive False instead of True"]},
+    ),
+    Difference(
+        "refuses a second line of a field that may occur once, and takes If-Match and If-None-Match for such",
+        ("nginx",),
+        {
+            **dict.fromkeys(
+                (
+                    "ims-two-lines", "ims-two-lines-one-garbage", "ius-two-lines", "inm-two-lines-star-second",
+                    "inm-two-lines-second-malformed", "inm-two-lines-tag-across", "im-two-lines", "ifr-two-lines",
+                    "ifr-two-lines-one-empty", "ifr-date-two-lines",
+                ),
+                ["status 400 instead of 200"],
+            ),
+            **dict.fromkeys(
+                (
+                    "inm-two-lines", "inm-two-lines-first-matches", "inm-two-lines-apart",
+                    "inm-three-lines-one-empty",
+                ),
+                ["status 400 instead of 304"],
+            ),
+            "im-two-lines-none": ["status 400 instead of 412"],
+        },
+    ),
+    Difference(
+        "answers an HTTP/1.0 request with HTTP/1.0",
+        ("lighttpd",),
+        {
+            row.name: ["version HTTP/1.0"]
+            for row in SOCKET_ROWS
+            if row.version == 10 and row.name != "conn-unread-body-http10-keep-alive"
+        },
+    ),
+    Difference(
+        "refuses a GET with content",
+        ("lighttpd",),
+        {
+            **dict.fromkeys(
+                (
+                    "conn-unread-body", "conn-unread-body-http10-keep-alive", "conn-unread-body-of-known-length",
+                    "conn-unread-chunked-body",
+                ),
+                ["status 400 instead of 200"],
+            ),
+            "conn-unread-body-not-modified": ["status 400 instead of 304"],
+        },
+    ),
+    Difference(
+        "passes only the first line of some fields, and refuses two of If-Modified-Since that differ",
+        ("lighttpd",),
+        {
+            "ims-two-lines": ["status 304 instead of 200"],
+            "ims-two-lines-one-garbage": ["status 400 instead of 200"],
+            "inm-two-lines": ["status 200 instead of 304"],
+            "inm-two-lines-apart": ["status 200 instead of 304"],
+            "inm-two-lines-second-malformed": ["status 304 instead of 200"],
+        },
+    ),
+    Difference(
+        "doesn't pass a field whose value is empty",
+        ("lighttpd",),
+        {
+            "prec-inm-empty-ims-exact": ["status 304 instead of 200"],
+            "inm-three-lines-one-empty": ["status 200 instead of 304"],
+            "im-empty-value": ["status 200 instead of 412"],
+            "prec-im-empty-ius-ok": ["status 200 instead of 412"],
+            "ifr-empty": ["status 206 instead of 200"],
+            "ifr-two-lines-one-empty": ["status 206 instead of 200"],
+        },
+    ),
+    Difference(
+        "drops a Content-Length of 0 from the answer to a HEAD",
+        ("apache",),
+        dict.fromkeys(("ius-head", "head-empty-file", "head-im-mismatch"), ["Content-Length None instead of 0"]),
+    ),
+    Difference(
+        "takes a Last-Modified of 1970 for none",
+        ("apache",),
+        dict.fromkeys(
+            ("val-mtime-0", "val-mtime-1-nanosecond"),
+            ["Last-Modified None instead of 'Thu, 01 Jan 1970 00:00:00 GMT'"],
+        ),
+    ),
+)  # fmt: skip
+
+
+def different(row: rows.Row, kind: Kind) -> list[str]:
+    """What it has to say against it."""
+    return [
+        complaint
+        for difference in DIFFERENCES
+        if kind.name in difference.servers
+        for complaint in difference.complaints.get(row.name, [])
+    ]
+
+
+@pytest.mark.parametrize("row", SOCKET_ROWS, ids=str)
+def test_row(row: rows.Row, front: Fronted) -> None:
+    """What Files answers through a front server is what the row expects, and leaves the client's connection in step."""
+    tag, (response,) = answers(row, front.address, front.folder / "files")
+    due = as_served(row)
+    if due.expect.get("last_modified") == "date":
+        # The two are of different clocks, of which one may tick in between.
+        modified, date = (rows.parse_date(response.get(name) or "") for name in ("Last-Modified", "Date"))
+        assert modified is not None and date is not None and abs(modified - date) < 10
+        due = dataclasses.replace(due, expect={**due.expect, "last_modified": response.get("Last-Modified")})
+    # Without the date that is beside it.
+    said = [complaint.partition(" (Date: ")[0] for complaint in complaints(due, response, tag)]
+    assert said == different(row, front.kind)
+
+
+# ---- Requests ----
+
+
+def test_paths(front: Fronted) -> None:
+    """An application at / has all of the path in PATH_INFO, decoded, with bytes that are no UTF-8."""
+    response, body = get(front, "/a%20b/%C3%BC%2Fd/c?x=%20&y", headers={"X-Bytes": b"\xff\xfe"})
+    assert body == b"\n/a b/\xc3\xbc/d/c\nx=%20&y\n\xff\xfe"
+    assert response.headers["X-Uri"] == "/a%20b/%C3%BC%2Fd/c?x=%20&y"
+    strange, body = get(front, "/%FF?%FE")
+    if front.kind.name == "lighttpd":
+        # It refuses paths that are no UTF-8.
+        assert strange.status == 400
+    else:
+        assert body == b"\n/\xff\n%FE\n"
+    assert response.headers["X-Keep"] == str(front.kind.keeps)
+
+
+def test_messages(front: Fronted) -> None:
+    """wsgi.errors is the front server's log."""
+    get(front, "/")
+    wait_until(lambda: "sendgate-test: a message" in front.error_log)
+
+
+def test_fields_of_the_front_server(front: Fronted) -> None:
+    """Date and Server are its own, once each."""
+    response, _ = get(front, "/")
+    for name in ("Date", "Server"):
+        assert len(response.headers.get_all(name)) == 1
+
+
+SIZES = (0, 1, 65535, 65536)
+
+
+def test_a_thousand_requests(front: Fronted) -> None:
+    """On connections that the clients keep, with bodies around the size of a record; nothing is left open."""
+    contents = [random.Random(size).randbytes(size) for size in SIZES]
+
+    def ask(seed: int) -> None:
+        numbers = random.Random(seed)
+        with connected(front) as connection:
+            for _ in range(250):
+                content = numbers.choice(contents)
+                connection.request("POST", "/echo", content)
+                assert connection.getresponse().read() == content
+
+    ask(0)
+    descriptors, threads = front.descriptors(), front.threads()
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(ask, seed) for seed in range(1, 4)]:
+            done.result()
+    # A front server that keeps connections has one for each client.
+    allowed = 4 if front.kind.keeps else 0
+    wait_until(lambda: front.descriptors() <= descriptors + allowed)
+    assert front.threads() == threads
+
+
+def blocks(count: int) -> Iterator[bytes]:
+    """A block of a mebibyte for each, none like another."""
+    for number in range(count):
+        yield number.to_bytes(4, "big") + MIB[4:]
+
+
+def digest(pieces: Iterator[bytes]) -> str:
+    """Of all of them."""
+    total = hashlib.sha256()
+    for piece in pieces:
+        total.update(piece)
+    return total.hexdigest()
+
+
+def test_large_uploads(front: Fronted) -> None:
+    """100 MiB of known and of unknown length arrive whole, and need no memory."""
+    due = digest(blocks(100))
+    with connected(front) as connection:
+        connection.request("POST", "/digest", blocks(100), {"Content-Length": str(100 << 20)})
+        assert connection.getresponse().read().decode() == f"{100 << 20} {due} {100 << 20}"
+        connection.request(
+            "POST", "/digest", blocks(100), encode_chunked=True, headers={"Transfer-Encoding": "chunked"}
+        )
+        # nginx and lighttpd have all of it before they ask, and know its length then.
+        known = None if front.kind.name == "apache" else 100 << 20
+        assert connection.getresponse().read().decode() == f"{100 << 20} {due} {known}"
+    assert front.peak_mib() < 150
+
+
+def received(front: Fronted, target: str) -> tuple[int, str]:
+    """Length and digest of an answer."""
+    with connected(front) as connection:
+        connection.request("GET", target)
+        response = connection.getresponse()
+        total, count = hashlib.sha256(), 0
+        while piece := response.read(1 << 20):
+            total.update(piece)
+            count += len(piece)
+        return count, total.hexdigest()
+
+
+def test_large_answers(front: Fronted) -> None:
+    """100 MiB of a file, and of what is produced with and without its length, need no memory either."""
+    path = front.folder / "files" / "large"
+    with path.open("wb") as file:
+        file.writelines(blocks(100))
+    assert received(front, "/files/large") == (100 << 20, digest(blocks(100)))
+    due = 100 << 20, digest(MIB for _ in range(100))
+    assert received(front, "/large?mib=100&length") == received(front, "/large?mib=100") == due
+    assert front.peak_mib() < 150
+    path.unlink()
+
+
+def test_pieces_arrive_as_they_are_made(front: Fronted) -> None:
+    """A piece is at the client before the next one is made."""
+    with connected(front) as connection:
+        (front.folder / "steps-0").touch()
+        connection.request("GET", "/steps?name=steps&count=4")
+        response = connection.getresponse()
+        for number in range(1, 5):
+            assert response.readline() == b"piece %d\n" % number
+            (front.folder / f"steps-{number}").touch()
+        assert response.read() == b""
+    wait_until(lambda: (front.folder / "steps-closed").exists())
+    assert (front.folder / "steps-closed").read_text() == "x"
+
+
+# ---- Clients that leave, and answers that fail ----
+
+
+def leave(front: Fronted, target: str, count: int) -> None:
+    """Ask, take so much of the answer, and go."""
+    with socket.create_connection(front.address, timeout=60) as client:
+        client.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        while count > 0:
+            count -= len(client.recv(65536))
+
+
+def test_client_leaves(front: Fronted) -> None:
+    """In the middle of an endless answer: close() is called, once."""
+    leave(front, "/endless?name=endless", 1_000_000)
+    closed = front.folder / "endless-closed"
+    wait_until(closed.exists)
+    assert closed.read_text() == "x"
+
+
+def test_client_leaves_a_file(front: Fronted) -> None:
+    """In the middle of a file: its descriptor is closed, and others are served."""
+    path = front.folder / "files" / "left"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    get(front, "/")
+    for _ in range(5):
+        leave(front, "/files/left", 1_000_000)
+
+    def is_open() -> bool:
+        names = []
+        for fd in Path(f"/proc/{front.process.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                names.append(os.readlink(fd))
+        return str(path) in names
+
+    wait_until(lambda: not is_open())
+    path.unlink()
+    assert get(front, "/")[0].status == 200
+
+
+def outcome(front: Fronted, target: str, between: Any = None) -> str:
+    """Whether a client notices that an answer is cut short: "noticed", "hangs", or "complete"."""
+    with connected(front) as connection:
+        connection.timeout = 20
+        connection.request("GET", target)
+        try:
+            response = connection.getresponse()
+            response.read(1000)
+            if between is not None:
+                between()
+            while response.read(1 << 20):
+                pass
+        except (http.client.IncompleteRead, ConnectionResetError):
+            return "noticed"
+        except TimeoutError:
+            return "hangs"
+        left = response.length
+        return "noticed" if left else "complete"
+
+
+def test_truncated_file(front: Fronted) -> None:
+    """A file that becomes shorter while it is sent."""
+    path = front.folder / "files" / "shorter"
+    with path.open("wb") as file:
+        file.truncate(400 << 20)
+    assert outcome(front, "/files/shorter", lambda: os.truncate(path, 200 << 20)) == "noticed"
+    path.unlink()
+
+
+def test_application_that_fails_in_the_middle(front: Fronted) -> None:
+    """With a length that was announced, and without one."""
+    seen = {length: outcome(front, f"/fails{length}") for length in ("", "?length")}
+    assert seen == {"": "noticed", "?length": "noticed"}
+    wait_until(lambda: "sendgate-test: it fails" in front.error_log)
+
+
+# ---- After all that ----
+
+
+def test_nothing_was_wrong_on_the_inside(front: Fronted) -> None:
+    """Nothing but what the tests have provoked was logged."""
+    assert "Traceback" not in front.log
+    # nginx complains of its own children, and of what takes long.
+    assert "[alert]" not in front.error_log and "[crit]" not in front.error_log
+
+
+# ---- Servers of their own ----
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_stop(kind: Kind) -> None:
+    """SIGTERM: the answer under way is completed, and the exit code is 0."""
+    with fronted(kind) as front:
+        with connected(front) as connection:
+            (front.folder / "steps-0").touch()
+            connection.request("GET", "/steps?name=steps&count=2")
+            response = connection.getresponse()
+            assert response.readline() == b"piece 1\n"
+            front.process.terminate()
+            (front.folder / "steps-1").touch()
+            assert response.read() == b"piece 2\n"
+        assert front.process.wait(30) == 0
+        assert not (front.folder / "app.sock").exists()
+        assert get(front, "/")[0].status in (502, 503)
+        assert "Traceback" not in front.log
+
+
+FLASK = """
+import flask
+import sendgate.flask, sendgate.wsgi
+
+application = flask.Flask(__name__)
+application.wsgi_app = sendgate.wsgi.Conditional(application.wsgi_app)
+
+@application.route("/file")
+def file():
+    return flask.send_file({path!r}, conditional=False)
+
+@application.route("/upload", methods=["POST"])
+def upload():
+    return f"{{flask.request.script_root}} {{len(flask.request.get_data())}} {{flask.request.args['x']}}"
+"""
+
+
+def test_flask(tmp_path: Path) -> None:
+    """A Flask application by the command: files by ranges and conditions, uploads, queries."""
+    path = tmp_path / "file.bin"
+    path.write_bytes(MIB)
+    (tmp_path / "served.py").write_text(FLASK.format(path=str(path)))
+    command = [sys.executable, "-u", "-m", "sendgate", "fastcgi", "--socket", "{folder}/app.sock", "--mode", "666"]
+    command.append("served:application")
+    with fronted(Kind("nginx", keeps=True), command, cwd=tmp_path) as front:
+        response, body = get(front, "/file")
+        assert (response.status, body) == (200, MIB)
+        tag = {"If-None-Match": response.headers["ETag"]}
+        assert get(front, "/file", headers=tag)[0].status == 304
+        response, body = get(front, "/file", headers={"Range": "bytes=1000-1999,-5"})
+        assert response.status == 206 and MIB[1000:2000] in body
+        assert get(front, "/upload?x=%C3%BC", "POST", bytes(200_000))[1].decode() == " 200000 ü"
+        assert get(front, "/nothing")[0].status == 404
+        assert "Traceback" not in front.log
+
+
+def test_django(tmp_path: Path) -> None:
+    """The project of examples/django by the command: its files, its streams, and its uploads."""
+    path = tmp_path / "file.bin"
+    path.write_bytes(MIB)
+    os.utime(path, (784111777, 784111777))
+    pieces = [b"a line\n" * 1000] * 10
+    command = [sys.executable, "-u", "-m", "sendgate", "fastcgi", "--socket", "{folder}/app.sock", "--mode", "666"]
+    command.append("mysite.wsgi:application")
+    with django_project.Store(pieces) as store:
+        environment = {**os.environ, "STORE": store.url, "FILE": str(path), "DJANGO_SETTINGS_MODULE": "mysite.settings"}
+        kind = Kind("nginx", keeps=True)
+        with fronted(kind, command, cwd=django_project.EXAMPLE, env=environment) as front:
+            response, body = get(front, "/file/")
+            assert (response.status, body) == (200, MIB)
+            tag = {"If-None-Match": response.headers["ETag"]}
+            assert get(front, "/file/", headers=tag)[0].status == 304
+            response, body = get(front, "/file/", headers={"Range": "bytes=-5"})
+            assert (response.status, body) == (206, MIB[-5:])
+            for target in ("/streamed/", "/streamed-async/", "/text/"):
+                response, body = get(front, target)
+                assert (response.status, body) == (200, b"".join(pieces)), target
+            response, body = get(front, "/large/")
+            assert response.headers["ETag"] == django_project.ETAG
+            assert (response.status, body) == (200, b"".join(pieces))
+            assert "Traceback" not in front.log
