@@ -20,7 +20,9 @@ COMMENT = re.compile(r"/\*\*\n(.*?) \*/\n", re.S)
 def version() -> str:
     """The library's version."""
     text = (ROOT / "Cargo.toml").read_text()
-    return re.search(r'^version = "(.*)"$', text, re.M)[1]
+    match = re.search(r'^version = "(.*)"$', text, re.M)
+    assert match
+    return match[1]
 
 
 def since() -> dict[str, str]:

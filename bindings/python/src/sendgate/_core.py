@@ -869,9 +869,29 @@ class _TlsWriter:
         return int(lib.SENDGATE_OK)
 
 
+class _Collector:
+    """In the place of a socket: keeps the bytes for somebody else to send."""
+
+    __slots__ = ("_bytes",)
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def write(self, data: Any, length: int, written: Any) -> int:
+        """The contract of sendgate_write_fn."""
+        self._bytes += ffi.buffer(data, length)
+        written[0] = length
+        return int(lib.SENDGATE_OK)
+
+    def take(self) -> bytes:
+        """What has come since the last time."""
+        taken, self._bytes = bytes(self._bytes), bytearray()
+        return taken
+
+
 @ffi.callback("sendgate_write_fn", error=lib.SENDGATE_ERR_INTERNAL)  # type: ignore[untyped-decorator]
-def _tls_write(user: Any, data: Any, length: int, written: Any) -> int:
-    writer: _TlsWriter = ffi.from_handle(user)
+def _write(user: Any, data: Any, length: int, written: Any) -> int:
+    writer: _TlsWriter | _Collector = ffi.from_handle(user)
     return writer.write(data, length, written)
 
 
@@ -905,7 +925,7 @@ class _Sink:
 
     __slots__ = ("_handle", "c", "tls")
 
-    def __init__(self, sock: Socket, timeout: int = 0, total_timeout: int = 0, min_rate: int = 0) -> None:
+    def __init__(self, sock: Socket | _Collector, timeout: int = 0, total_timeout: int = 0, min_rate: int = 0) -> None:
         sink = _new(_SINK)
         sink.idle_timeout_ms = timeout
         sink.total_timeout_ms = total_timeout
@@ -913,10 +933,15 @@ class _Sink:
         self.tls: _TlsWriter | None = None
         if isinstance(sock, int):
             sink.fd = _int(sock, 0, 2**31 - 1, "a socket's descriptor")
+        elif isinstance(sock, _Collector):
+            self._handle = ffi.new_handle(sock)
+            sink.write = _write
+            sink.user = self._handle
+            sink.fd = -1
         elif isinstance(sock, ssl.SSLSocket):
             self.tls = _TlsWriter(sock)
             self._handle = ffi.new_handle(self.tls)
-            sink.write = _tls_write
+            sink.write = _write
             sink.user = self._handle
             sink.fd = sock.fileno()
         elif hasattr(sock, "do_handshake"):

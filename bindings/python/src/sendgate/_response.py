@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Union, overload
 
 from ._answer import CHUNK, Answer, content_length, has_validator, is_sound, may_be_less, open_file, reason
 from ._chunks import AsyncChunks, Chunks, trio_here
-from ._core import File, Request, _Exchange, _int
+from ._core import File, Request, _Collector, _Exchange, _int, _Produced
 from ._errors import bad_field, excess, frozen, truncated
 from ._headers import Headers
 from ._site import content_type as _type_of
+from ._stream import Stream
 from ._types import HeadForm, Rule
 from .asgi import _CONTENT, _START, _watch, give
 from .wsgi import FileWrapper, send
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from ._chunks import Producer
     from ._headers import Fields, Mode
-    from ._types import Decision, Text
+    from ._types import Text
     from .asgi import Message, Receive, Scope, Send
     from .wsgi import Environ, StartResponse
 
@@ -111,7 +112,7 @@ class Response:
     - a file: a path (``pathlib.Path``), a ``File``, or an open binary file, from its position on. Sent as
       ``sendgate.asgi.FileResponse`` and ``wsgi.file_wrapper`` do it, with conditions, ranges, and sendfile.
     - another object with ``read()``. If it can ``seek()`` and Content-Length is given, which counts from its position
-      on, and an ETag or a Last-Modified, a single range is read and not all of it.
+      on, and an ETag or a Last-Modified, only the ranges that are asked for are read.
     - an iterable of bytes, synchronous or asynchronous, which is read once, when the response is sent, and closed. With
       an ETag or a Last-Modified conditions are evaluated: a 304, a 412 and the answer to HEAD don't read it. If
       Content-Length is given, then ExcessError and TruncatedError are raised where that isn't what comes.
@@ -632,23 +633,15 @@ class _Sent:
         if not may_be_less or announced is None or not has_validator(self.fields) or not _is_seekable(file):
             return False
         request = self._request._unranged() if self._accepts_no_ranges() else self._request
-        decision = _decision_of_length(request, announced, self._rows)
+        exchange = _Exchange(request, _Produced(announced, True), headers=self._rows, head=HeadForm.CGI)
+        decision = exchange.decide()
         self.status, self.fields = decision.status, list(decision.fields)
-        offset, length = decision.ranges[0] if decision.ranges else (0, announced)
         if decision.body_length:
-            blocks = _window(file, file.tell() + offset, length)
-            self.content, self.length = _layers(blocks, self._response._let_go()), length
-        return True
-
-
-def _decision_of_length(request: Request, length: int, rows: Any) -> Decision:
-    """The decision about content of which nothing but its length is known. Of several ranges nothing is made."""
-    exchange = _Exchange(request, b"", headers=rows, head=HeadForm.CGI, max_ranges=1)
-    try:
-        exchange.c.rep.length = length
-        return exchange.decide()
-    finally:
+            how = {"length": announced, "headers": self._rows, "seed": int(exchange.c.seed), "now": int(exchange.c.now)}
+            blocks = _parts(file, file.tell(), request, how)
+            self.content, self.length = _layers(blocks, self._response._let_go()), decision.body_length
         exchange.close()
+        return True
 
 
 def _both(first: Callable[[], object], second: Callable[[], object]) -> Callable[[], object]:
@@ -684,12 +677,22 @@ def _blocks(file: Any) -> Iterator[bytes]:
             yield block
 
 
-def _window(file: Any, offset: int, length: int) -> Iterator[bytes]:
-    """A part of it."""
-    file.seek(offset)
-    while length > 0 and (block := file.read(min(CHUNK, length))):
-        length -= len(block)
-        yield block
+def _parts(file: Any, start: int, request: Request, how: dict[str, Any]) -> Iterator[bytes]:
+    """What a request wants of it, and around several parts what frames them."""
+    collector = _Collector()
+    stream = Stream(collector, request, seekable=True, head=HeadForm.NONE, **how)
+    with contextlib.closing(stream):
+        while True:
+            offset, length = stream.next()
+            if not length:
+                break
+            file.seek(start + offset)
+            while length > 0 and (block := file.read(min(CHUNK, length))):
+                length -= len(block)
+                stream.write(block)
+                yield collector.take()
+            if length > 0:
+                return  # who counts notices
 
 
 # ---- WSGI ----

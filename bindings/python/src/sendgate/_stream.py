@@ -14,6 +14,7 @@ from ._core import (
     _RESULT,
     Request,
     _check,
+    _Collector,
     _error,
     _Exchange,
     _fields,
@@ -62,7 +63,7 @@ class Stream:
 
     def __init__(
         self,
-        sock: Socket,
+        sock: Socket | _Collector,
         request: Request | None,
         *,
         length: int | None = None,
