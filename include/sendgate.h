@@ -765,7 +765,8 @@ typedef struct sendgate_fcgi_event {
      */
     uint32_t reserved;
     /**
-     * PARAMS: names and values, as they came. Valid until the next call.
+     * PARAMS: names and values, as they came: in this order in one block of memory, and never with a
+     * ptr of NULL. Valid until the next call.
      */
     const struct sendgate_field *params;
     /**

@@ -531,7 +531,8 @@ pub struct sendgate_fcgi_event {
     pub keep_conn: u32,
     /// Zero.
     pub reserved: u32,
-    /// PARAMS: names and values, as they came. Valid until the next call.
+    /// PARAMS: names and values, as they came: in this order in one block of memory, and never with a
+    /// ptr of NULL. Valid until the next call.
     pub params: *const sendgate_field,
     /// PARAMS: how many.
     pub n_params: usize,
