@@ -534,6 +534,26 @@ def test_each_piece_can_be_decoded_when_it_comes(make: Any, asynchronous: bool, 
     pieces = asyncio.run(read(response)) if asynchronous else list(response)
     assert [decoder.decompress(piece) for piece in pieces] == [*PIECES, b""]
     assert decoder.eof and not decoder.unused_data
+    # It checks length and CRC, too.
+    assert gzip.decompress(b"".join(pieces)) == CONTENT
+
+
+def test_compressing_nothing_and_no_random_bytes(store: Store) -> None:
+    """An empty member; and a derived class may go without the random name."""
+
+    class Plain(GZipMiddleware):
+        max_random_bytes = 0
+
+    request = RequestFactory().get("/", headers={"Accept-Encoding": "gzip"})
+    for middleware in (GZipMiddleware, Plain):
+        for content in ([], PIECES):
+            response = middleware(lambda request: None).process_response(request, StreamingHttpResponse(content))
+            assert gzip.decompress(b"".join(response)) == b"".join(content)
+    heads = {
+        len(b"".join(GZipMiddleware(lambda request: None).process_response(request, StreamingHttpResponse([b"a"]))))
+        for _ in range(100)
+    }
+    assert len(heads) > 10
 
 
 def test_what_is_not_compressed(store: Store) -> None:

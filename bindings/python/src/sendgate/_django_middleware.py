@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import gzip
 import logging
 import secrets
+import struct
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,6 @@ from django.middleware.gzip import re_accepts_gzip
 from django.middleware.http import ConditionalGetMiddleware as DjangoConditionalGetMiddleware
 from django.utils.cache import patch_vary_headers
 from django.utils.decorators import decorator_from_middleware_with_args
-from django.utils.text import StreamingBuffer
 
 from ._adapters import check_hooks
 from ._django_freezing import KNOWN, FreezeMixin
@@ -253,25 +253,29 @@ class ConditionalGetMiddleware(DjangoConditionalGetMiddleware):  # type: ignore[
 
 
 class _Compressor:
-    """gzip, all of whose output so far can be decoded after each piece."""
+    """A member of gzip (RFC 1952 2.3), all of whose output so far can be decoded after each piece.
+
+    1f 8b 08 FLG 00 00 00 00 00 ff [name 00]   deflate...   CRC32 (4 bytes)   length (4 bytes)
+    """
 
     def __init__(self, max_random_bytes: int) -> None:
-        self._out = StreamingBuffer()
         # As Django's: content that an attacker has a part in can't be guessed by its length ("Heal the Breach").
-        name = "a" * secrets.randbelow(max_random_bytes) if max_random_bytes else ""
-        self._file = gzip.GzipFile(filename=name, mode="wb", compresslevel=6, fileobj=self._out, mtime=0)
+        name = b"a" * secrets.randbelow(max_random_bytes) if max_random_bytes else b""
+        self._head = b"\x1f\x8b\x08%c\0\0\0\0\0\xff" % (8 if name else 0) + (name + b"\0" if name else b"")
+        self._deflate = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
+        self._crc = 0
+        #: Bytes.
+        self._length = 0
 
     def take(self, piece: bytes) -> bytes:
-        self._file.write(piece)
-        # zlib's Z_SYNC_FLUSH (RFC 1951 3.2.4): nothing of the piece stays behind.
-        self._file.flush()
-        made: bytes = self._out.read()
-        return made
+        head, self._head = self._head, b""
+        self._crc = zlib.crc32(piece, self._crc)
+        self._length += len(piece)
+        # RFC 1951 3.2.4: an empty block without compression ends at a byte, so nothing of the piece stays behind.
+        return head + self._deflate.compress(piece) + self._deflate.flush(zlib.Z_SYNC_FLUSH)
 
     def end(self) -> bytes:
-        self._file.close()
-        made: bytes = self._out.read()
-        return made
+        return self._head + self._deflate.flush() + struct.pack("<II", self._crc, self._length & 0xFFFFFFFF)
 
 
 def _compressed(content: Any, compressor: _Compressor) -> Iterator[bytes]:
