@@ -106,16 +106,18 @@ def application(environ: dict[str, Any], start_response: Any) -> Any:
         return Endless(query["name"], 0)
     if path == "/fails":
         start_response("200 OK", [*head, ("Content-Length", "100000")] if "length" in query else head)
-        return fail()
+        return fail("wait" in query)
     start_response("200 OK", head)
     shown = [environ.get(name, "") for name in ("SCRIPT_NAME", "PATH_INFO", "QUERY_STRING", "HTTP_X_BYTES")]
     environ["wsgi.errors"].write("sendgate-test: a message\n")
     return ["\n".join(shown).encode("latin-1")]
 
 
-def fail() -> Iterator[bytes]:
-    """Some content, and then none."""
+def fail(wait: bool) -> Iterator[bytes]:
+    """Some content, and then none, if need be as soon as the test has got some."""
     yield MIB[:50000]
+    while wait and not (PLACE / "arrived").exists():
+        time.sleep(0.002)
     raise RuntimeError("sendgate-test: it fails")
 
 

@@ -387,8 +387,12 @@ def test_truncated_file(front: Fronted) -> None:
 
 def test_application_that_fails_in_the_middle(front: Fronted) -> None:
     """With a length that was announced, and without one."""
-    seen = {length: outcome(front, f"/fails{length}") for length in ("", "?length")}
-    assert seen == {"": "noticed", "?length": "noticed"}
+    assert outcome(front, "/fails?length") == "noticed"
+    if front.kind.name == "lighttpd":
+        # Of an answer that it hasn't begun to send it makes a complete one.
+        assert outcome(front, "/fails?wait", (front.folder / "arrived").touch) == "noticed"
+    else:
+        assert outcome(front, "/fails") == "noticed"
     wait_until(lambda: "sendgate-test: it fails" in front.error_log)
 
 
