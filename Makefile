@@ -2,7 +2,7 @@
 # checkout changes, but for Debian packages that tests need, which `make test` installs where it may.
 
 .DEFAULT_GOAL := help
-.PHONY: help lib man install uninstall dist header serve test test-rust test-python test-examples lint bench bench-decide bench-run bench-slow bench-stall bench-python bench-fastcgi bench-peers soak doc clean setup-system setup-python setup-dev
+.PHONY: help lib man install uninstall dist header serve test test-rust test-python test-newest-django test-examples lint bench bench-decide bench-run bench-slow bench-stall bench-python bench-fastcgi bench-peers soak doc clean setup-system setup-python setup-dev
 
 CARGO ?= cargo
 PYTHON_RUN = .venv/bin/python
@@ -47,7 +47,7 @@ dist: ## the sources of this commit, in target/sendgate-VERSION.tar.gz
 serve: setup-python ## serve DIR on BIND:PORT (make serve DIR=/usr/share/doc PORT=8001)
 	@$(PYTHON_RUN) -m sendgate "$(DIR)" --bind "$(BIND)" --port "$(PORT)"
 
-test: setup-system setup-dev test-rust test-examples test-python ## install what the tests need, and run all of them
+test: setup-system setup-dev test-rust test-examples test-python test-newest-django ## install what the tests need, and run all of them
 
 test-rust: ## Rust, the C programs (plain, sanitized, under Valgrind) and the ABI
 	$(CARGO) test --locked
@@ -57,6 +57,9 @@ test-examples: examples setup-dev ## the C examples over real sockets
 
 test-python: setup-dev ## the installed wheel, the directory server, the comparison with nginx, the documents' examples, make install
 	$(PYTEST) bindings/python/tests tests/differential tests/test_readme.py tests/test_docs.py tests/test_install.py
+
+test-newest-django: setup-dev ## Django's tests on the newest Django, if there is a Python for it
+	@sh scripts/test-newest-django.sh
 
 lint: setup-dev ## rustfmt, clippy, ruff, mypy
 	$(CARGO) fmt --check
@@ -99,9 +102,10 @@ bench-peers: setup-python
 bench-decide: ## the micro-benchmark of decide plus head
 	$(CARGO) bench --locked --bench decide -- --quick
 
-soak: setup-dev ## the properties with a hundred times as many cases, and 4 million random requests: about 10 minutes
+soak: setup-dev ## the properties with a hundred times as many cases, 4 million random requests, 10 minutes of fuzzing: 20 minutes
 	PROPTEST_CASES=25600 $(CARGO) test --locked --release --lib
 	SENDGATE_ORACLE_REQUESTS=4000000 $(PYTEST) bindings/python/tests/test_oracle.py
+	sh scripts/fuzz.sh fastcgi 600
 
 clean: ## remove what was built
 	rm -rf target .venv
