@@ -90,6 +90,23 @@ pub unsafe extern "C" fn sendgate_headers_add(
 }
 
 /// # Safety
+/// `name_ptr` is readable for `name_len` bytes.
+unsafe fn change_all(
+    headers: *mut sendgate_headers,
+    name_ptr: *const c_char,
+    name_len: usize,
+    how: impl FnOnce(&mut Headers, &[u8]) -> Result<(), crate::headers::Refused>,
+) -> sendgate_status {
+    guard(|| {
+        // SAFETY: the header asks for a handle of sendgate_headers_new.
+        let mut list = unsafe { handle(headers) }?.0.enter()?;
+        // SAFETY: the same promise.
+        how(&mut list.headers, unsafe { name(name_ptr, name_len) }?)?;
+        Ok(SENDGATE_OK)
+    })
+}
+
+/// # Safety
 /// `name` is readable for `len` bytes.
 unsafe fn name<'a>(name: *const c_char, len: usize) -> Result<&'a [u8], Error> {
     // SAFETY: the same promise.
@@ -104,13 +121,8 @@ pub unsafe extern "C" fn sendgate_headers_remove(
     name_ptr: *const c_char,
     name_len: usize,
 ) -> sendgate_status {
-    guard(|| {
-        // SAFETY: the header asks for a handle of sendgate_headers_new.
-        let mut list = unsafe { handle(headers) }?.0.enter()?;
-        // SAFETY: the header asks for `name_len` readable bytes.
-        list.headers.remove(unsafe { name(name_ptr, name_len) }?)?;
-        Ok(SENDGATE_OK)
-    })
+    // SAFETY: the header asks for `name_len` readable bytes.
+    unsafe { change_all(headers, name_ptr, name_len, Headers::remove) }
 }
 
 /// From now on the lines of this name, or that there is none, are not changed. Again is no error.
@@ -123,13 +135,8 @@ pub unsafe extern "C" fn sendgate_headers_freeze(
     name_ptr: *const c_char,
     name_len: usize,
 ) -> sendgate_status {
-    guard(|| {
-        // SAFETY: the header asks for a handle of sendgate_headers_new.
-        let mut list = unsafe { handle(headers) }?.0.enter()?;
-        // SAFETY: the header asks for `name_len` readable bytes.
-        list.headers.freeze(unsafe { name(name_ptr, name_len) }?)?;
-        Ok(SENDGATE_OK)
-    })
+    // SAFETY: the header asks for `name_len` readable bytes.
+    unsafe { change_all(headers, name_ptr, name_len, Headers::freeze) }
 }
 
 /// Set *frozen to 1 if the field, or that it is absent, is frozen, else to 0.

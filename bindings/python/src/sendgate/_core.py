@@ -1142,7 +1142,31 @@ def respond(
         exchange.close()
 
 
-class Transfer:
+class _Handle:
+    """A handle of the library's, which is used by one thread at a time, and freed once."""
+
+    #: What it is called.
+    _what = "handle"
+
+    def __init__(self, handle: Any = None) -> None:
+        self._handle = handle
+        self._lock = threading.Lock()
+
+    def _enter(self, closing: bool = False) -> None:
+        """Exclusive use, until ``_lock`` is released."""
+        if not self._lock.acquire(blocking=False):
+            raise _error(lib.SENDGATE_ERR_BUSY)
+        if self._handle is None and not closing:
+            self._lock.release()
+            raise ValueError(f"the {self._what} is closed")
+
+    def _free(self) -> None:
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            ffi.release(handle)
+
+
+class Transfer(_Handle):
     """A response in progress, for a caller with an event loop. Make one per connection and reuse it.
 
     Start it, then step until it is done::
@@ -1155,11 +1179,12 @@ class Transfer:
     the next start. ``close``, or leaving the context, frees it; neither closes the socket.
     """
 
+    _what = "transfer"
+
     def __init__(self) -> None:
         out = ffi.new("sendgate_transfer **")
         _check(lib.sendgate_transfer_new(out))
-        self._handle: Any = ffi.gc(out[0], lib.sendgate_transfer_free)
-        self._lock = threading.Lock()
+        super().__init__(ffi.gc(out[0], lib.sendgate_transfer_free))
         self._c = _new(_RESULT)
         self._exchange: _Exchange | None = None
         self._sink: _Sink | None = None
@@ -1242,18 +1267,9 @@ class Transfer:
         self._enter(closing=True)
         try:
             self._end()
-            if self._handle is not None:
-                handle, self._handle = self._handle, None
-                ffi.release(handle)
+            self._free()
         finally:
             self._lock.release()
-
-    def _enter(self, closing: bool = False) -> None:
-        if not self._lock.acquire(blocking=False):
-            raise _error(lib.SENDGATE_ERR_BUSY)
-        if self._handle is None and not closing:
-            self._lock.release()
-            raise ValueError("the transfer is closed")
 
     def _let_go(self, code: int) -> None:
         """Once the response is done or has failed, the library no longer looks at what it borrowed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from ._core import (
     _Exchange,
     _fields,
     _finish,
+    _Handle,
     _milliseconds,
     _new,
     _Produced,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ._types import Headers, Socket, Text
 
 
-class Stream:
+class Stream(_Handle):
     """A response on a socket whose content is produced while it is sent.
 
         with sendgate.Stream(connection, request, content_type="text/plain") as stream:
@@ -61,6 +61,8 @@ class Stream:
     raises; after an error every further call raises the same.
     """
 
+    _what = "stream"
+
     def __init__(
         self,
         sock: Socket | _Collector,
@@ -83,8 +85,7 @@ class Stream:
         now: int | None = None,
         seed: int = 0,
     ) -> None:
-        self._handle: Any = None
-        self._lock = threading.Lock()
+        super().__init__()
         self._result = _new(_RESULT)
         self._waits = Step.DONE
         total = _milliseconds(total_timeout, "total_timeout")
@@ -191,18 +192,9 @@ class Stream:
         """Free it; again does nothing. A response that wasn't ended stays cut short."""
         self._enter(closing=True)
         try:
-            handle, self._handle = self._handle, None
-            if handle is not None:
-                ffi.release(handle)
+            self._free()
         finally:
             self._lock.release()
-
-    def _enter(self, closing: bool = False) -> None:
-        if not self._lock.acquire(blocking=False):
-            raise _error(lib.SENDGATE_ERR_BUSY)
-        if self._handle is None and not closing:
-            self._lock.release()
-            raise ValueError("the stream is closed")
 
     def __enter__(self) -> Stream:
         return self
