@@ -128,6 +128,11 @@ class Connection:
                 except OSError:
                     raise self.lost() from None
 
+    @property
+    def has_replies(self) -> bool:
+        """Whether there is something for ``reply``."""
+        return bool(self._replies)
+
     def reply(self, wait: bool) -> None:
         """Send what is to be said besides answers; not within a record of one."""
         if self._replies:

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 _ACCEPTED = 64
 #: Seconds after which a listener is asked again, when no descriptor was left.
 _EXHAUSTED = 0.05
+#: Seconds after which a server that stops looks for what it can close.
+_STOPPING = 0.1
 #: The first descriptor that systemd hands over (sd_listen_fds(3)).
 _FIRST_INHERITED = 3
 
@@ -193,6 +195,7 @@ class Server:
             end.setblocking(False)
         for number in STOPPING:
             signal.signal(number, lambda *_: self.shutdown())
+        signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         _Worker(self, watched).run()
 
@@ -203,9 +206,13 @@ class Server:
             for number, default in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
                 if signal.getsignal(number) is default:
                     before[number] = signal.signal(number, lambda *_: self.shutdown())
+        # Python's own handler runs only when this thread does: it may just have begun to wait.
+        fd = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False) if before else -1
         try:
             yield
         finally:
+            if before:
+                signal.set_wakeup_fd(fd)
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -287,6 +294,8 @@ class _Worker:
         # It is shared, and may be gone when its turn comes.
         server.socket.setblocking(False)
         self._selector = selectors.DefaultSelector()
+        #: Whether one thread may register what another one already waits with: epoll(7) allows that, poll(2) doesn't.
+        self._is_shared = isinstance(self._selector, getattr(selectors, "EpollSelector", ()))
         self._tasks: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         #: Requests that threads are done with.
         self._done: deque[Call] = deque()
@@ -347,12 +356,17 @@ class _Worker:
         for connection in list(self._connections):
             if connection.call is None and connection not in self._parting:
                 self._readable(connection)
-                if not connection.begun:
-                    self._close(connection)
+        self._close_idle()
+
+    def _close_idle(self) -> None:
+        for connection in list(self._connections):
+            if connection.call is None and not connection.begun and connection not in self._parting:
+                self._close(connection)
 
     def _patience(self) -> float | None:
         """Seconds until something is to be done of which no descriptor tells."""
-        due = [self._stop_at] if self._stop_at is not None else []
+        # A thread may just have kept a connection, when the server is told to stop.
+        due = [self._stop_at, time.monotonic() + _STOPPING] if self._stop_at is not None else []
         if self._due:
             due.append(next(iter(self._due.values())))
         if self._parting:
@@ -364,6 +378,8 @@ class _Worker:
     def _look_after(self) -> None:
         """Close what has waited too long."""
         now = time.monotonic()
+        if self._stop_at is not None:
+            self._close_idle()
         while self._due and next(iter(self._due.values())) <= now:
             connection = next(iter(self._due))
             log.info("A front server has stalled within a request")
@@ -537,10 +553,27 @@ class _Worker:
 
     def _give_back(self, call: Call) -> None:
         """This thread is done with it."""
+        if self._keep(call):
+            return
         self._done.append(call)
         with contextlib.suppress(OSError):
             # If it is full, it rings all the same.
             self._server._bell.send(b"x")
+
+    def _keep(self, call: Call) -> bool:
+        """Have a kept connection waited for straight from here, which saves the other thread's turn. False: it is for
+        that one to do.
+        """
+        connection = call.connection
+        if call.in_flight or call.outcome is not Outcome.REUSABLE or connection.gone or connection.has_replies:
+            return False
+        if self._stop_at is not None or not self._is_shared:
+            return False
+        connection.next()
+        # It may be closed at once, if the server stops.
+        with contextlib.suppress(KeyError, ValueError, OSError):
+            self._selector.register(connection, selectors.EVENT_READ, lambda: self._readable(connection))
+        return True
 
     def _take(self) -> None:
         """Answers have ended that went on in the background."""
