@@ -462,6 +462,71 @@ def test_content_that_is_there_can_be_streamed() -> None:
     assert b"".join(response.content_iterator) == b"content"
 
 
+def test_content_that_could_not_be_read_is_not_empty() -> None:
+    """Who asks again is told again."""
+
+    def fails() -> Iterator[bytes]:
+        yield b"some"
+        raise ZeroDivisionError
+
+    response = HttpResponse(fails())
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            _ = response.content
+    with pytest.raises(ZeroDivisionError):
+        pickle.dumps(response)
+    response.content = b"other"
+    assert response.content == b"other"
+
+
+def test_content_that_is_there_is_still_there_when_it_does_not_stream_after_all() -> None:
+    """Also when somebody has looked at its first piece."""
+    response = HttpResponse(iter([b"a", b"b"]))
+    assert response.content == b"ab"
+    response.streaming = True
+    assert next(iter(response.content_iterator)) == b"ab"
+    response.streaming = False
+    assert response.content == b"ab"
+
+
+def test_what_a_cache_keeps_has_no_iterator_of_before() -> None:
+    """Of content that was replaced before anybody had read it."""
+    response = HttpResponse(iter([b"a"]))
+    response.freeze_header("Content-Encoding")
+    response.content = b"other"
+    assert pickle.loads(pickle.dumps(response)).content == b"other"
+
+
+@pytest.mark.parametrize("make", [StreamingHttpResponse, HttpResponse])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_what_is_made_of_too_little_does_not_look_complete(make: Any, asynchronous: bool) -> None:
+    """A middleware that wraps the content, and removes the Content-Length that it had."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"too little"
+
+    response = make(pieces() if asynchronous else iter([b"too little"]), length=11)
+    response.streaming = True
+    inner = response.streaming_content
+    ends = []
+
+    async def around_async() -> AsyncIterator[bytes]:
+        async for piece in inner:
+            yield piece.upper()
+        ends.append("as if that were all")
+
+    def around() -> Iterator[bytes]:
+        for piece in inner:
+            yield piece.upper()
+        ends.append("as if that were all")
+
+    response.streaming_content = around_async() if asynchronous else around()
+    del response["Content-Length"]
+    with pytest.raises(sendgate.TruncatedError):
+        list(response)
+    assert ends == []
+
+
 def test_each_piece_is_handed_on_before_the_next_is_made() -> None:
     """Under WSGI."""
     for make in (StreamingHttpResponse, HttpResponse):

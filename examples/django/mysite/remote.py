@@ -26,9 +26,12 @@ class Stored:
         return self
 
     def __next__(self):
+        left = self._answer.length  # what is still to come, if the store has said how much that is
         piece = self._answer.read1(65536)
         if not piece:
             self.close()
+            if left:
+                raise http.client.IncompleteRead(b"", left)  # read1 doesn't say so
             raise StopIteration
         return piece
 

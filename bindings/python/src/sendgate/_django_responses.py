@@ -209,8 +209,11 @@ class _Streaming(FreezeMixin):
     def streaming_content(self) -> Any:
         """The content as an iterator over bytes, which can be read once, by whoever sends it. Middleware that changes
         the content puts another one in its place.
+
+        As much as Content-Length says now, which middleware may remove: what is made of too little must not look
+        complete.
         """
-        return (_AsyncPieces if self.is_async else _Pieces)(self._iterator, self.charset)
+        return (AsyncChunks if self.is_async else Chunks)(self._take(), self._announced())
 
     @streaming_content.setter
     def streaming_content(self, value: Any) -> None:
@@ -239,12 +242,17 @@ class _Streaming(FreezeMixin):
     def _take(self) -> Any:
         return (_AsyncPieces if self.is_async else _Pieces)(self._iterator, self.charset)
 
-    def _length(self) -> int | None:
-        """How much there is to be, if that is known of this content."""
-        if self._counted or self._replaced:
+    def _announced(self) -> int | None:
+        """How much there is to be, if that is known of this content, and nobody counts it yet."""
+        if self._counted or self._replaced or "Content-Length" not in self:
             return None
-        self._counted = True
-        return content_length([("Content-Length", self.headers["Content-Length"])] if "Content-Length" in self else [])
+        return content_length([("Content-Length", self.headers["Content-Length"])])
+
+    def _length(self) -> int | None:
+        """The same, for who counts it from now on."""
+        length = self._announced()
+        self._counted = self._counted or not self._replaced
+        return length
 
     def _wrap_content(self, wrap: Callable[[Any], Any]) -> None:
         """Put into the content's place, even if that is frozen, an iterator over the same bytes. For this package."""
@@ -290,10 +298,18 @@ class HttpResponse(_Streaming, DjangoHttpResponse):  # type: ignore[misc]
 
     _streams = False
 
+    #: Whether the iterator is over content that is there anyway.
+    _is_there = False
+    #: Why the content couldn't be read.
+    _failure: Exception | None = None
+
     def __getstate__(self) -> dict[str, Any]:
         if not self._streams:
             self._capture()
-        return self.__dict__.copy()
+        state = self.__dict__.copy()
+        # It may be an iterator, and is of no use to a copy.
+        state.pop("_before", None)
+        return state
 
     @property
     def streaming(self) -> bool:
@@ -304,7 +320,9 @@ class HttpResponse(_Streaming, DjangoHttpResponse):  # type: ignore[misc]
     @streaming.setter
     def streaming(self, value: bool) -> None:
         if value and self._iterator is None:
-            self._iterator = _Source(self._container)
+            self._iterator, self._is_there, self.is_async = _Source(self._container), True, False
+        elif not value and self._is_there:
+            self._iterator, self._is_there = None, False
         self._streams = bool(value)
 
     def _check_streaming(self) -> None:
@@ -315,7 +333,7 @@ class HttpResponse(_Streaming, DjangoHttpResponse):  # type: ignore[misc]
     def streaming_content(self) -> Any:
         """The content as an iterator over bytes, which can be read once, by whoever sends it."""
         self._check_streaming()
-        return self._take()
+        return super().streaming_content
 
     @streaming_content.setter
     def streaming_content(self, value: Any) -> None:
@@ -329,6 +347,7 @@ class HttpResponse(_Streaming, DjangoHttpResponse):  # type: ignore[misc]
     def _hold(self, value: Any) -> None:
         """An iterable, until somebody reads it."""
         self.is_async = not hasattr(value, "__iter__")
+        self._is_there, self._failure = False, None
         self._iterator = (_AsyncSource if self.is_async else _Source)(value)
         self._resource_closers.append(self._iterator.close)
 
@@ -354,19 +373,26 @@ class HttpResponse(_Streaming, DjangoHttpResponse):  # type: ignore[misc]
             self._container: list[bytes] = []
             self._hold(value)
         else:
-            self._iterator = None
+            self._iterator, self._is_there, self._failure = None, False, None
             super()._set_content(value)
 
     def _capture(self) -> None:
         """Read what was not read yet."""
+        if self._failure is not None:
+            raise self._failure
         content, self._iterator = self._iterator, None
         if content is None:
             return
         pieces = (_AsyncPieces if self.is_async else _Pieces)(content, self.charset)
         with contextlib.suppress(ValueError):
             self._resource_closers.remove(content.close)
-        # What isn't what was announced must not be sent as if it were.
-        self._container = [b"".join(Chunks(pieces, self._length()))]
+        try:
+            # What isn't what was announced must not be sent as if it were.
+            self._container = [b"".join(Chunks(pieces, self._length()))]
+        except Exception as error:
+            # It can't be read again, and isn't empty.
+            self._failure = error
+            raise
 
     def write(self, content: Any) -> None:
         """Add to the content."""
