@@ -23,13 +23,14 @@ pytest.importorskip("django", reason="django is not installed: bindings/python/r
 
 from django import http
 from django.core.handlers.wsgi import WSGIRequest
+from django.middleware.gzip import GZipMiddleware as DjangoGZipMiddleware
 from django.template.backends.django import DjangoTemplates
 from django.template.response import SimpleTemplateResponse
 from django.test import RequestFactory
 from django.utils.cache import get_conditional_response, patch_response_headers, patch_vary_headers
 
 import django_project
-from sendgate.django import FileResponse, FreezeMixin, HttpResponse, StreamingHttpResponse
+from sendgate.django import FileResponse, FreezeMixin, GZipMiddleware, HttpResponse, StreamingHttpResponse
 
 django_project.set_up()
 
@@ -319,6 +320,30 @@ def test_content_that_was_coded_without_asking_comes_back(compress: Callable[[An
     assert b"".join(response) == b"content"
     assert (response["ETag"], response["Content-Length"]) == ('"a"', "7")
     assert "Content-Encoding" not in response and response.content_is_frozen()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("ours", [False, True])
+def test_content_of_another_length_than_the_frozen_one_does_not_stay(ours: bool, streaming: bool) -> None:
+    """GZipMiddleware removes the length, or changes it, which is refused: so the content comes back."""
+    content = b"content " * 100
+    response = HttpResponse(iter([content]) if streaming else content, length=800)
+    response.streaming = streaming
+    response.freeze_header("Content-Length")
+    request = RequestFactory().get("/", headers={"Accept-Encoding": "gzip"})
+    made = (GZipMiddleware if ours else DjangoGZipMiddleware)(lambda request: None).process_response(request, response)
+    assert (b"".join(made), made["Content-Length"]) == (content, "800")
+    assert "Content-Encoding" not in made
+
+
+def test_nothing_is_compressed_that_caches_would_give_to_everybody() -> None:
+    """Where Vary is frozen without Accept-Encoding."""
+    request = RequestFactory().get("/", headers={"Accept-Encoding": "gzip"})
+    for vary, coding in ((None, None), ("Cookie", None), ("*", "gzip"), ("Cookie, accept-encoding", "gzip")):
+        response = StreamingHttpResponse([b"content"], headers={} if vary is None else {"Vary": vary})
+        response.freeze_header("Vary")
+        made = GZipMiddleware(lambda request: None).process_response(request, response)
+        assert made.get("Content-Encoding") == coding
 
 
 def test_what_middleware_has_made_before_is_not_lost() -> None:

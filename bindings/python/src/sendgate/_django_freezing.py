@@ -208,6 +208,9 @@ class FreezeMixin(HttpResponseBase):  # type: ignore[misc]
         if key == "content-encoding" and value is not None and value[1].lower() != "identity":
             # Who names a coding has put coded content into the place of the other, or is about to.
             self._restore()
+        elif key == "content-length" and self._before is not None and self._fields._store.get(key, value) != value:
+            # Who removes or changes the length has put longer or shorter content there.
+            self._restore()
 
     # ---- Content ----
 
@@ -277,7 +280,7 @@ class FreezeMixin(HttpResponseBase):  # type: ignore[misc]
             if self.frozen == "raise":
                 raise frozen_error("the content")
             return False
-        if self.header_is_frozen("Content-Encoding"):
+        if self.header_is_frozen("Content-Encoding") or self.header_is_frozen("Content-Length"):
             self._before = self._state()
         self._replaced = True
         return True

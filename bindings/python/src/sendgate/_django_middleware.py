@@ -90,8 +90,10 @@ class _Capture:
             return
         response = self._made
         response.content = b"".join(self._pieces)
-        response.headers.setdefault("Content-Length", str(self._length))
         self._freeze(response)
+        # Not if it was frozen as absent.
+        if not response.has_header("Content-Length"):
+            response.headers["Content-Length"] = str(self._length)
         try:
             keep(response)
         except Exception:
@@ -308,6 +310,8 @@ class GZipMiddleware(DjangoGZipMiddleware):  # type: ignore[misc]
         patch_vary_headers(response, ("Accept-Encoding",))
         if not re_accepts_gzip.search(request.META.get("HTTP_ACCEPT_ENCODING", "")):
             return response
+        if not {"accept-encoding", "*"} & {name.strip().lower() for name in response.get("Vary", "").split(",")}:
+            return response  # it is frozen, and caches would give this to everybody
         compressor = _Compressor(self.max_random_bytes)
         make = _acompressed if response.is_async else _compressed
         response.streaming_content = make(response.streaming_content, compressor)
