@@ -302,6 +302,13 @@ def test_large_answers(front: Fronted) -> None:
     path.unlink()
 
 
+def closes(front: Fronted, name: str) -> str:
+    """A letter for each time that close() was called, as soon as there is one."""
+    path = front.folder / f"{name}-closed"
+    wait_until(lambda: path.exists() and path.read_text())
+    return path.read_text()
+
+
 def test_pieces_arrive_as_they_are_made(front: Fronted) -> None:
     """A piece is at the client before the next one is made."""
     with connected(front) as connection:
@@ -312,8 +319,7 @@ def test_pieces_arrive_as_they_are_made(front: Fronted) -> None:
             assert response.readline() == b"piece %d\n" % number
             (front.folder / f"steps-{number}").touch()
         assert response.read() == b""
-    wait_until(lambda: (front.folder / "steps-closed").exists())
-    assert (front.folder / "steps-closed").read_text() == "x"
+    assert closes(front, "steps") == "x"
 
 
 # ---- Clients that leave, and answers that fail ----
@@ -330,9 +336,7 @@ def leave(front: Fronted, target: str, count: int) -> None:
 def test_client_leaves(front: Fronted) -> None:
     """In the middle of an endless answer: close() is called, once."""
     leave(front, "/endless?name=endless", 1_000_000)
-    closed = front.folder / "endless-closed"
-    wait_until(closed.exists)
-    assert closed.read_text() == "x"
+    assert closes(front, "endless") == "x"
 
 
 def test_client_leaves_a_file(front: Fronted) -> None:
