@@ -299,7 +299,8 @@ def test_what_was_streamed_comes_from_the_cache(application: Any, store: Store) 
     for view in ("streamed", "long"):
         answer = by_wsgi(application, f"/{view}/")
         assert int(answer.fields["age"]) < 60 and answer.fields["cache-control"] == "max-age=600"
-        assert answer.fields["content-length"] == str(len(CONTENT))
+        # Frozen content has no more headers than it had.
+        assert answer.fields.get("content-length") == {"streamed": str(len(CONTENT)), "long": None}[view]
 
 
 def test_a_response_of_django_is_kept_too(application: Any, store: Store) -> None:
