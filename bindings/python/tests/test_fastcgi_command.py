@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -180,6 +181,21 @@ def test_inherited_descriptor_0(place: Path) -> None:
             assert ask("s", get("/")).body == b"%d False" % process.pid
         assert process.returncode == 0
         assert Path("s").exists(), "it is not ours"
+
+
+@pytest.mark.parametrize(("addresses", "welcome"), [("127.0.0.1", True), ("10.0.0.1, 127.0.0.1", True), ("::1", False)])
+def test_addresses_of_front_servers(place: Path, addresses: str, welcome: bool) -> None:
+    """Others are disconnected (FastCGI 1.0, 3.2)."""
+    environment = {**os.environ, "FCGI_WEB_SERVER_ADDRS": addresses}
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "env": environment}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        options["stdin"] = listener
+        with launched([*COMMAND, "--inherited", "served:application"], place / "log", **options) as process:
+            assert process.stdout.readline()
+            with Front(listener.getsockname()) as front:
+                front.send(request(get("/")))
+                assert (front.answer().protocol_status == 0) == welcome
+        assert ("A connection from 127.0.0.1 is refused" in (place / "log").read_text()) != welcome
 
 
 def test_inherited_from_systemd(place: Path) -> None:

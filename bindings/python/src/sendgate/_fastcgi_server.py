@@ -103,6 +103,8 @@ class Server:
         self.served = served
         self._path: tuple[str, int, int] | None = None
         self._owns = not isinstance(address, socket.socket)
+        #: Addresses of front servers; empty: any.
+        self._allowed: frozenset[str] = frozenset()
         if isinstance(address, socket.socket):
             self.socket = address
         elif isinstance(address, tuple):
@@ -119,7 +121,8 @@ class Server:
     @classmethod
     def inherited(cls, served: Served, **options: Any) -> Server:
         """On a socket that who has started this process has opened: systemd (LISTEN_FDS and LISTEN_PID, of which the
-        first is taken), or spawn-fcgi and its like (descriptor 0). ValueError: there is none.
+        first is taken), or spawn-fcgi and its like (descriptor 0). ValueError: there is none. On TCP who is not among
+        FCGI_WEB_SERVER_ADDRS, if that is set, is disconnected (FastCGI 1.0, 3.2).
         """
         fd = 0
         if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS", "0") not in ("", "0"):
@@ -139,6 +142,8 @@ class Server:
             os.environ.pop(name, None)
         server = cls(listener, served, **options)
         server._owns = True
+        addresses = os.environ.get("FCGI_WEB_SERVER_ADDRS", "").split(",")
+        server._allowed = frozenset(address.strip() for address in addresses if address.strip())
         return server
 
     # ---- From outside ----
@@ -426,6 +431,10 @@ class _Worker:
                 log.error("Can't accept a connection: %s", error)
                 self._pause()
                 return
+            if server._allowed and sock.family != socket.AF_UNIX and peer[0] not in server._allowed:
+                log.warning("A connection from %s is refused", peer[0])
+                sock.close()
+                continue
             limits = {
                 "max_params": server.max_params,
                 "max_connections": server.max_connections,
