@@ -105,6 +105,7 @@ def test_unread_content_under_socketserver(tmp_path: Path) -> None:
         with Front(path) as front:
             front.send(begin() + params_records(GET) + fastcgi.pack_stream(RecordType.STDIN, 1, bytes(100_000)))
             answer = front.answer()
+            assert front.is_closed()
         thread.join(20)
     assert (answer.status, answer.protocol_status) == (413, 0)
 
@@ -577,13 +578,15 @@ def ask_status(path: str) -> int | None:
 
 
 def test_who_stalls_is_disconnected() -> None:
-    """In the middle of the parameters and of the content; but not between two requests."""
+    """In the middle of the parameters and of the content, also of a second request; but not between two."""
     with serving(TestHandler, timeout=0.2) as path, Front(path) as kept, Front(path) as front, Front(path) as third:
         kept.ask({**POST, "CONTENT_TYPE": "a"}, keep=True)
         front.send(begin() + params_records(GET)[:-1])
         third.send(begin() + params_records({**GET, "HTTP_CONTENT_TYPE": "a"}))
         assert front.is_closed() and third.answer().protocol_status is None
         assert kept.ask({**POST, "CONTENT_TYPE": "a"}, keep=True).protocol_status == 0
+        kept.send(begin(keep=True))
+        assert kept.is_closed()
 
 
 def test_unread_content() -> None:
@@ -595,6 +598,9 @@ def test_unread_content() -> None:
 
     content = bytes(1_000_000)
     with serving(Deaf) as path:
+        for _ in range(20):
+            # More than is read with the parameters, and less than a socket takes: not reset when it is closed.
+            assert ask(path, GET, content[:150_000]).status == 413
         for keep in (False, True):
             with Front(path) as front:
                 front.send(begin(keep=keep) + params_records(GET))
