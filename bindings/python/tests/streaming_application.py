@@ -137,7 +137,10 @@ def respond(path: str) -> sendgate.Response:
 
 def wsgi(environ: Any, start_response: Any) -> Any:
     """The WSGI application."""
-    return respond(environ["PATH_INFO"])(environ, start_response)
+    response = respond(environ["PATH_INFO"])
+    # nginx in front of it keeps nothing back.
+    response["X-Accel-Buffering"] = "no"
+    return response(environ, start_response)
 
 
 async def asgi(scope: Any, receive: Any, send: Any) -> None:

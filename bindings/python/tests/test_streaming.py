@@ -11,6 +11,7 @@ import itertools
 import select
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import asgi_servers
+import fastcgi_fronts
 import wsgi_servers
 from streaming_application import BIG, piece
 from support import Client
@@ -28,6 +30,14 @@ WSGI = (*wsgi_servers.OURS, *(server for server in wsgi_servers.STOCK if server 
 ASGI = (
     *asgi_servers.OURS,
     *(server for server in asgi_servers.OTHERS if server.name.split()[0] in ("uvicorn", "hypercorn")),
+)
+
+#: A responder behind nginx, which frames what it gets.
+FASTCGI = wsgi_servers.Server("sendgate.fastcgi", lambda folder, place, port: [], ours=True)
+#: Runs the application beside its channels.
+RESPONDER = (
+    f"cp {HERE}/streaming_application.py {{folder}} && cd {{folder}} && exec {sys.executable} -u -m sendgate"
+    " fastcgi --socket {folder}/app.sock streaming_application:wsgi"
 )
 
 #: Those that send the head of a streaming response when it has none of its content yet.
@@ -91,10 +101,15 @@ class Running:
             return client.response().body
 
 
-@pytest.fixture(scope="module", params=(*WSGI, *ASGI), ids=str)
+@pytest.fixture(scope="module", params=(*WSGI, *ASGI, FASTCGI), ids=str)
 def server(request: pytest.FixtureRequest) -> Iterator[Running]:
     """Each of the servers."""
     chosen = request.param
+    if chosen is FASTCGI:
+        kind = fastcgi_fronts.Kind("nginx", keeps=True)
+        with fastcgi_fronts.fronted(kind, ["sh", "-c", RESPONDER]) as front:
+            yield Running(chosen, front.folder, front.address, front.folder / "application.log")
+        return
     # The path of a UNIX socket may have 107 bytes.
     with tempfile.TemporaryDirectory(prefix="sendgate-stream-") as directory:
         folder = Folder(Path(directory))

@@ -507,15 +507,14 @@ class Call:
         """The answer can't be completed, and the front server has to notice."""
         self.flush_errors()
         self.outcome = Outcome.BROKEN
-        if not self.channel().ends_short:
-            return
-        if self._announced:
+        if self.param(b"SERVER_SOFTWARE").startswith(b"nginx"):
+            # For nginx 1.22 the end of the connection is as good an end as a proper one, if it knows no length, and with
+            # fastcgi_buffering off its client waits for what is missing if it does. Whatever it waits for, it disconnects
+            # its client if there is a record of a version that doesn't exist.
+            self.connection.send(bytes(8))
+        elif self._announced and self.channel().ends_short:
             end = pack_record(RecordType.STDOUT, self.request_id) + pack_end_request(self.request_id)
             self.connection.send(end)
-        elif self.param(b"SERVER_SOFTWARE").startswith(b"nginx"):
-            # For nginx 1.22 without kept connections the end of the connection is as good an end as a proper one. It
-            # disconnects its client if there is a record of a version that doesn't exist.
-            self.connection.send(bytes(8))
 
     def check(self) -> None:
         """RuntimeError: the answer has ended."""
