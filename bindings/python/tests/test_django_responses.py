@@ -516,10 +516,19 @@ def test_content_that_is_there_is_still_there_when_it_does_not_stream_after_all(
 
 def test_what_a_cache_keeps_has_no_iterator_of_before() -> None:
     """Of content that was replaced before anybody had read it."""
-    response = HttpResponse(iter([b"a"]))
+
+    def produce() -> Iterator[bytes]:
+        yield b"a"
+
+    response = HttpResponse(produce())
     response.freeze_header("Content-Encoding")
     response.content = b"other"
     assert pickle.loads(pickle.dumps(response)).content == b"other"
+
+
+def test_a_304_may_say_how_long_a_200_would_be() -> None:
+    """RFC 9110 8.6."""
+    assert list(StreamingHttpResponse((), status=304, length=100)) == []
 
 
 @pytest.mark.parametrize("make", [StreamingHttpResponse, HttpResponse])

@@ -168,6 +168,16 @@ def closing(environ, start_response):
     return result
 
 
+def slow(environ, start_response):
+    """Takes longer than gunicorn's --timeout, and has something to send in between."""
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    def produce():
+        for _ in range(7):
+            time.sleep(1)
+            yield b"piece\\n"
+    return produce()
+
+
 class Alarm(Exception):
     pass
 
@@ -859,6 +869,17 @@ def test_the_sync_worker_is_not_killed_for_a_slow_client(start: Start, content: 
         # There is nothing else to wait for: this is about time that passes.
         time.sleep(9)
         assert client.read(LENGTH) == content
+    assert "WORKER TIMEOUT" not in server.log
+
+
+def test_the_sync_worker_is_not_killed_for_a_long_response(start: Start) -> None:
+    """Of which there is a piece from time to time."""
+    server = start("SyncWorker", "--timeout", "4", application="app:slow")
+    with server.connect() as client:
+        client.request("/", "Connection: close")
+        body = client.rest()
+    assert body.count(b"piece\n") == 7
+    assert body.endswith(b"0\r\n\r\n")
     assert "WORKER TIMEOUT" not in server.log
 
 

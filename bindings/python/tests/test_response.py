@@ -547,6 +547,35 @@ def test_ranges_by_seeking(
 
 
 @BOTH
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_is_made_of_too_little_does_not_look_complete(ask: Callable[..., Got], streaming: bool) -> None:
+    """A middleware that wraps the content, and removes the Content-Length that it had."""
+    response = Response(iter([b"too little"]), headers={"Content-Length": "11"}, streaming=streaming)
+    inner, ends = response.content_iterator, []
+
+    def around() -> Iterator[bytes]:
+        for piece in inner:
+            yield piece.upper()
+        ends.append("as if that were all")
+
+    response.content_iterator = around()
+    del response.headers["Content-Length"]
+    with pytest.raises(TruncatedError):
+        ask(response)
+    assert ends == []
+
+
+def test_content_of_which_some_was_taken_is_not_the_rest() -> None:
+    """Bytes that were to be streamed, and then not."""
+    response = Response(b"abc")
+    response.streaming = True
+    assert next(iter(response.content_iterator)) == b"abc"
+    response.streaming = False
+    with pytest.raises(RuntimeError):
+        _ = response.content
+
+
+@BOTH
 def test_several_ranges_by_seeking(ask: Callable[..., Got]) -> None:
     """The same bytes as of content that is in memory, but for the boundary; only what is asked for is read."""
     content = bytes(range(256)) * 1000

@@ -1,7 +1,9 @@
 """What the store has: content that is fetched while it is sent, and what the store says of it."""
 
 import asyncio
+import contextlib
 import http.client
+import socket
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -14,6 +16,8 @@ class Stored:
     def __init__(self, name):
         where = urlsplit(settings.STORE)
         self._connection = http.client.HTTPConnection(where.hostname, where.port, timeout=60)
+        self._connection.connect()
+        self._socket = self._connection.sock
         self._connection.request("GET", "/" + name)
         self._answer = self._connection.getresponse()
         fields = self._answer.headers
@@ -40,11 +44,18 @@ class Stored:
         self._answer.close()
         self._connection.close()
 
+    def hang_up(self):
+        """Whoever is reading in another thread comes back at once. Doesn't wait for that."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
-async def asynchronous(stored):
-    """The same for an event loop."""
+
+async def asynchronous(name):
+    """The same for an event loop, which waits for nothing: neither for the store, nor for what reads from it to end."""
+    stored = await asyncio.to_thread(Stored, name)
     try:
         while (piece := await asyncio.to_thread(next, stored, None)) is not None:
             yield piece
     finally:
-        stored.close()
+        stored.hang_up()
+        asyncio.get_running_loop().run_in_executor(None, stored.close)

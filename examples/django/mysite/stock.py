@@ -19,7 +19,7 @@ def streamed(request):
 
 async def streamed_async(request):
     """The same, asynchronous."""
-    return StreamingHttpResponse(asynchronous(Stored("report")))
+    return StreamingHttpResponse(asynchronous("report"))
 
 
 def large(request):

@@ -26,7 +26,7 @@ def streamed(request):
 
 async def streamed_async(request):
     """The same, asynchronous."""
-    iterator = asynchronous(Stored("report"))
+    iterator = asynchronous("report")
     return StreamingHttpResponse(iterator)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import secrets
@@ -246,8 +245,11 @@ class ConditionalGetMiddleware(DjangoConditionalGetMiddleware):  # type: ignore[
         answer = super().process_response(request, response)
         if answer is not response:
             for close in response._resource_closers:
-                with contextlib.suppress(Exception):
+                try:
                     close()
+                except Exception:
+                    # The other answer is right all the same.
+                    _logger.exception("A response that isn't sent could not be closed")
         return answer
 
 

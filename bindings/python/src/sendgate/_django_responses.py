@@ -244,7 +244,8 @@ class _Streaming(FreezeMixin):
 
     def _announced(self) -> int | None:
         """How much there is to be, if that is known of this content, and nobody counts it yet."""
-        if self._counted or self._replaced or "Content-Length" not in self:
+        # RFC 9110 8.6: a 304 may say how long a 200 would be.
+        if self._counted or self._replaced or self.status_code in (204, 304) or "Content-Length" not in self:
             return None
         return content_length([("Content-Length", self.headers["Content-Length"])])
 
@@ -307,8 +308,9 @@ class HttpResponse(_Streaming, DjangoHttpResponse):  # type: ignore[misc]
         if not self._streams:
             self._capture()
         state = self.__dict__.copy()
-        # It may be an iterator, and is of no use to a copy.
+        # They may lead to an iterator, and are of no use to a copy.
         state.pop("_before", None)
+        state["_resource_closers"] = []
         return state
 
     @property

@@ -151,6 +151,8 @@ class Response:
         self.trailers: Headers | None = None if trailers is None else Headers(trailers)
         self._streaming = bool(streaming)
         self._content_is_frozen = False
+        #: Whether the iterator knows what Content-Length was.
+        self._is_counted = False
         # What content there is: one of these.
         self._bytes: bytes | None = None
         self._file: Any = None
@@ -272,12 +274,18 @@ class Response:
         if self._bytes is not None:
             if not self._streaming:
                 return None
-            self._iterator, self._bytes = iter((self._bytes,)), None
+            self._iterator, self._bytes = Chunks((self._bytes,)), None
         self._refuse_taken()
         if self._file is not None:
             if self._blocks is None:
                 self._blocks = Chunks(_blocks(self._file))
             return self._blocks
+        announced = content_length(list(self.headers.items()))
+        if announced is not None and not self._is_counted and self._iterator is not None:
+            # Who wraps it removes the length. What is made of too little must not look complete all the same.
+            is_async = hasattr(self._iterator, "__aiter__")
+            self._iterator = (AsyncChunks if is_async else Chunks)(self._iterator, announced)
+            self._is_counted = True
         return self._iterator
 
     @content_iterator.setter
@@ -303,7 +311,8 @@ class Response:
         return self._content_is_frozen
 
     def _refuse_taken(self) -> None:
-        if self._taken or (self._blocks is not None and (self._blocks.taken or self._blocks.closed)):
+        begun = (layer.taken or layer.closed for layer in (self._blocks, self._iterator) if isinstance(layer, Chunks))
+        if self._taken or any(begun):
             raise RuntimeError("the content was read already, and can't be read twice")
 
     def _put(self, content: Any) -> None:
@@ -319,6 +328,7 @@ class Response:
             raise TypeError(f"content must be bytes, str, a file or an iterable of bytes, not {type(content).__name__}")
 
     def _replace(self, content: Any) -> None:
+        self._is_counted = False
         for layer in (self._file, self._blocks, self._iterator):
             if layer is not None:
                 self._inner.append(layer)

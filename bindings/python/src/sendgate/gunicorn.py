@@ -212,7 +212,8 @@ class _Worker:
         result = Gateway(environ, start_response).call(self._application)
         # One that was begun is for iteration.
         if type(result) is not Answer or result.decision is not None:
-            return result
+            # What is there anyway needs no time.
+            return result if type(result) in (list, tuple) else self.blocks(result)
         response = getattr(start_response, "__self__", None)
         if self._can_send(response, result):
             body = Body(self, response, result, environ)
@@ -236,7 +237,7 @@ class _Worker:
         return bool((method == "HEAD") == (response.req.method == "HEAD"))
 
     def blocks(self, blocks: Iterable[bytes]) -> Iterable[bytes]:
-        """An answer, for gunicorn to send."""
+        """What gunicorn is to send."""
         return blocks
 
     def send(self, exchange: _Exchange, sock: Any, body: Body) -> None:
@@ -245,10 +246,11 @@ class _Worker:
 
 
 class _Notifying:
-    """An answer that gunicorn sends. Whenever some of it was sent, gunicorn's master learns that the worker lives."""
+    """What gunicorn sends. Whenever some of it was sent, gunicorn's master learns that the worker lives."""
 
     def __init__(self, blocks: Any, worker: Any) -> None:
-        self._blocks = blocks
+        self._blocks = iter(blocks)
+        self._close = getattr(blocks, "close", None)
         self._worker = worker
 
     def __iter__(self) -> _Notifying:
@@ -261,11 +263,13 @@ class _Notifying:
 
     def close(self) -> None:
         """It was sent, or will not be."""
-        self._blocks.close()
+        if self._close is not None:
+            self._close()
 
 
 class SyncWorker(_Worker, _SyncWorker):  # type: ignore[misc]
-    """gunicorn's sync worker. It waits for each client, but is not killed (--timeout) because one is slow.
+    """gunicorn's sync worker. It waits for each client, but is not killed (--timeout) because one is slow, or because a
+    response takes long of which there is a piece within that time.
 
     With --threads above 1 gunicorn takes its own gthread worker instead: ask for ``ThreadWorker``.
     """
