@@ -58,7 +58,8 @@ class Running:
         found = [self.process]
         for process in found:
             for task in Path(f"/proc/{process}/task").iterdir():
-                found += [int(child) for child in (task / "children").read_text().split()]
+                with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+                    found += [int(child) for child in (task / "children").read_text().split()]
         return found
 
     def opened(self, path: Path) -> int:
