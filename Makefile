@@ -2,12 +2,13 @@
 # checkout changes, but for Debian packages that tests need, which `make test` installs where it may.
 
 .DEFAULT_GOAL := help
-.PHONY: help lib man install uninstall dist header serve test test-rust test-python test-newest-django test-examples lint bench bench-decide bench-run bench-slow bench-stall bench-python bench-fastcgi bench-peers soak doc clean setup-system setup-python setup-dev
+.PHONY: help lib man install uninstall dist header serve test test-rust test-python test-others test-documents test-newest-django test-examples lint bench bench-decide bench-run bench-slow bench-stall bench-python bench-fastcgi bench-peers soak doc clean setup-system setup-python setup-dev
 
 CARGO ?= cargo
 PYTHON_RUN = .venv/bin/python
 # What pytest needs to see of the checkout is passed by path: the package itself comes from the installed wheel.
-PYTEST = $(PYTHON_RUN) -m pytest -p no:cacheprovider -q -rs
+# -rfEs: names what has failed, and says why something was skipped.
+PYTEST = $(PYTHON_RUN) -m pytest -p no:cacheprovider -q -rfEs
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml)
 PREFIX ?= /usr/local
@@ -47,7 +48,14 @@ dist: ## the sources of this commit, in target/sendgate-VERSION.tar.gz
 serve: setup-python ## serve DIR on BIND:PORT (make serve DIR=/usr/share/doc PORT=8001)
 	@$(PYTHON_RUN) -m sendgate "$(DIR)" --bind "$(BIND)" --port "$(PORT)"
 
-test: setup-system setup-dev test-rust test-examples test-python test-newest-django ## install what the tests need, and run all of them
+# Most of the time the last two wait for something, so they run side by side; each prints when it has ended.
+test: setup-system setup-dev test-rust ## install what the tests need, and run all of them
+	$(MAKE) --no-print-directory --jobs=2 --output-sync test-python test-others
+
+test-others:
+	$(MAKE) --no-print-directory test-examples
+	$(MAKE) --no-print-directory test-documents
+	$(MAKE) --no-print-directory test-newest-django
 
 test-rust: ## Rust, the C programs (plain, sanitized, under Valgrind) and the ABI
 	$(CARGO) test --locked
@@ -55,8 +63,11 @@ test-rust: ## Rust, the C programs (plain, sanitized, under Valgrind) and the AB
 test-examples: examples setup-dev ## the C examples over real sockets
 	$(PYTEST) tests/test_examples.py tests/test_fastcgi_example.py
 
-test-python: setup-dev ## the installed wheel, the directory server, the comparison with nginx, the documents' examples, make install
-	$(PYTEST) bindings/python/tests tests/differential tests/test_readme.py tests/test_docs.py tests/test_install.py
+test-python: setup-dev ## the installed wheel, on all the servers and frameworks that it is for
+	$(PYTEST) bindings/python/tests
+
+test-documents: setup-dev ## the comparison with nginx, the documents' examples, make install
+	$(PYTEST) tests/differential tests/test_readme.py tests/test_docs.py tests/test_install.py
 
 test-newest-django: setup-dev ## Django's tests on the newest Django, if there is a Python for it
 	@sh scripts/test-newest-django.sh
