@@ -399,15 +399,15 @@ def test_exception(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("software", "keep", "length", "ended"),
+    ("software", "keep", "length"),
     [
-        ("nginx/1.22.1", False, True, True),
-        ("nginx/1.22.1", False, False, False),
-        ("nginx/1.22.1", True, True, False),
-        ("lighttpd/1.4.69", False, True, False),
+        ("nginx/1.22.1", False, True),
+        ("nginx/1.22.1", False, False),
+        ("nginx/1.22.1", True, True),
+        ("lighttpd/1.4.69", False, True),
     ],
 )
-def test_exception_in_the_middle(software: str, keep: bool, length: bool, ended: bool, quiet: None) -> None:
+def test_exception_in_the_middle(software: str, keep: bool, length: bool, quiet: None) -> None:
     """The connection ends, in the way in which the front server notices that something is missing."""
 
     class Wrong(Handler):
@@ -418,15 +418,15 @@ def test_exception_in_the_middle(software: str, keep: bool, length: bool, ended:
 
     with serving(Wrong) as path, Front(path) as front:
         front.send(request({**GET, "SERVER_SOFTWARE": software}, keep=keep))
-        if software.startswith("nginx") and not keep and not length:
-            # By nothing else.
+        if software.startswith("nginx"):
+            # By nothing else than a record that FastCGI doesn't have.
             with pytest.raises(fastcgi.FastCGIError):
                 front.answer()
             return
         answer = front.answer()
         assert front.is_closed()
     assert answer.body == b"12"
-    assert (answer.protocol_status == 0) == ended
+    assert answer.protocol_status != 0
 
 
 @pytest.mark.parametrize("keep", [False, True])

@@ -213,7 +213,10 @@ class _Streaming(FreezeMixin):
         As much as Content-Length says now, which middleware may remove: what is made of too little must not look
         complete.
         """
-        return (AsyncChunks if self.is_async else Chunks)(self._take(), self._announced())
+        # What holds the iterator holds the file that it reads from; and a file has the length that it has.
+        content = (_AsyncPieces if self.is_async else _Pieces)(self._iterator, self.charset)
+        length = self._announced() if getattr(self, "file_to_stream", None) is None else None
+        return (AsyncChunks if self.is_async else Chunks)(content, length)
 
     @streaming_content.setter
     def streaming_content(self, value: Any) -> None:

@@ -508,8 +508,8 @@ class Call:
         self.flush_errors()
         self.outcome = Outcome.BROKEN
         if self.param(b"SERVER_SOFTWARE").startswith(b"nginx"):
-            # For nginx 1.22 the end of the connection is as good an end as a proper one, if it knows no length, and with
-            # fastcgi_buffering off its client waits for what is missing if it does. Whatever it waits for, it
+            # For nginx 1.22 the end of the connection is as good an end as a proper one, if it knows no length, and
+            # with fastcgi_buffering off its client waits for what is missing if it does. Whatever it waits for, it
             # disconnects its client if there is a record of a version that doesn't exist.
             self.connection.send(bytes(8))
         elif self._announced and self.channel().ends_short:

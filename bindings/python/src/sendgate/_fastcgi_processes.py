@@ -24,13 +24,22 @@ _SOON = 1.0
 class Processes:
     """So many children, each of which calls work(fd) and exits. fd is readable once the parent is no more.
 
-    alarm: readable when they are all to end. grace: seconds that they have for that; then they are killed.
+    alarm: non-blocking, and readable when they may all have to end, or for any signal; stopping() tells. grace: seconds
+    that they have for that; then they are killed.
     """
 
-    def __init__(self, count: int, work: Callable[[int], None], alarm: socket.socket, grace: float) -> None:
+    def __init__(
+        self,
+        count: int,
+        work: Callable[[int], None],
+        alarm: socket.socket,
+        stopping: Callable[[], bool],
+        grace: float,
+    ) -> None:
         self._count = count
         self._work = work
         self._alarm = alarm
+        self._stopping = stopping
         self._grace = grace
         #: By the descriptor at whose other end the child is: its id, and when it was made.
         self._children: dict[int, tuple[int, float]] = {}
@@ -52,16 +61,25 @@ class Processes:
                 os.close(self._life)
 
     def _turn(self) -> bool:
-        """Wait for something to happen. True: the alarm did."""
+        """Wait for something to happen. True: they are all to end."""
         for key, _ in self._selector.select():
             if key.fileobj is self._alarm:
-                return True
-            made = self._bury(key.fd)
+                if self._is_meant():
+                    return True
+                continue
+            again = self._bury(key.fd) + _SOON
             # Nothing but the alarm matters meanwhile.
-            if select.select([self._alarm], [], [], max(0.0, made + _SOON - time.monotonic()))[0]:
-                return True
+            while select.select([self._alarm], [], [], max(0.0, again - time.monotonic()))[0]:
+                if self._is_meant():
+                    return True
             self._fork()
         return False
+
+    def _is_meant(self) -> bool:
+        """The alarm rings: whether that isn't for a signal of the application's own."""
+        with contextlib.suppress(BlockingIOError, InterruptedError):
+            self._alarm.recv(4096)
+        return self._stopping()
 
     def _fork(self) -> None:
         theirs, ours = os.pipe()

@@ -158,7 +158,8 @@ class Server:
             if self.processes == 1:
                 _Worker(self).run()
             else:
-                Processes(self.processes, self._work, self._alarm, self.graceful_timeout).run()
+                grace = self.graceful_timeout
+                Processes(self.processes, self._work, self._alarm, lambda: self._stopping, grace).run()
 
     def shutdown(self) -> None:
         """Have ``serve_forever`` return, as soon as the requests under way are answered. From any thread, or a signal
@@ -444,6 +445,8 @@ class _Worker:
                 if sock.family != socket.AF_UNIX:
                     # Pieces that are produced one by one leave at once.
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    # A kept one may be idle for long, and the other host may be gone.
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 connection = Connection(sock, server.timeout, self._sender, **limits)
             except (OSError, SendgateError) as error:
                 log.error("Can't take a connection: %s", error)
