@@ -135,6 +135,23 @@ fn header_declares_what_is_exported() {
     assert_eq!(declared(), exported());
 }
 
+/// What nothing calls from C isn't tested as what it is.
+#[test]
+fn every_function_is_called_from_c() {
+    let mut sources = String::new();
+    for entry in std::fs::read_dir(root().join("tests/c")).expect("tests/c") {
+        sources += &std::fs::read_to_string(entry.expect("an entry").path()).expect("UTF-8");
+    }
+    let is_called = |name: &&String| {
+        let call = format!("{name}(");
+        let part_of_a_name = |before: &str| before.ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+        sources.match_indices(&call).any(|(at, _)| !part_of_a_name(&sources[..at]))
+    };
+    let declared = declared();
+    let uncalled: Vec<_> = declared.iter().filter(|name| !is_called(name)).collect();
+    assert!(uncalled.is_empty(), "no program in tests/c calls {uncalled:?}");
+}
+
 /// The number in the SONAME changes when the ABI breaks, as the first number of the version does.
 #[test]
 fn soname() {

@@ -160,6 +160,13 @@ int main(void)
         fprintf(stderr, "header is %x, library is %x\n", (unsigned)version, (unsigned)sendgate_version());
         return 1;
     }
+#ifdef __linux__
+    const uint64_t features = SENDGATE_FEATURE_SENDFILE | SENDGATE_FEATURE_SENDER;
+    if ((sendgate_features() & features) != features) {
+        fprintf(stderr, "features: %llx\n", (unsigned long long)sendgate_features());
+        return 1;
+    }
+#endif
     exchange.size = sizeof exchange;
     exchange.rep = &rep;
     rep.size = sizeof rep;
@@ -172,6 +179,6 @@ int main(void)
         fprintf(stderr, "%s: %s\n", sendgate_status_name(status), sendgate_status_message(status));
         return 1;
     }
-    puts("2 checks passed, 0 failed");
+    puts("3 checks passed, 0 failed");
     return 0;
 }
