@@ -189,18 +189,36 @@ fn program(name: &str, mode: Mode, input: &[u8]) -> Option<String> {
     Some(stdout)
 }
 
+/// A test for each mode, which it is given.
+macro_rules! in_every_mode {
+    ($test:ident) => {
+        #[test]
+        fn linked_statically() {
+            $test(Mode::Static);
+        }
+        #[test]
+        fn linked_dynamically() {
+            $test(Mode::Shared);
+        }
+        #[test]
+        fn under_sanitizers() {
+            $test(Mode::Sanitized);
+        }
+        #[test]
+        fn under_valgrind() {
+            $test(Mode::Valgrind);
+        }
+    };
+}
+
 macro_rules! programs {
     ($($name:ident)*) => { $(mod $name {
         use super::{Mode, program};
 
-        #[test]
-        fn linked_statically() { program(stringify!($name), Mode::Static, b""); }
-        #[test]
-        fn linked_dynamically() { program(stringify!($name), Mode::Shared, b""); }
-        #[test]
-        fn under_sanitizers() { program(stringify!($name), Mode::Sanitized, b""); }
-        #[test]
-        fn under_valgrind() { program(stringify!($name), Mode::Valgrind, b""); }
+        fn run(mode: Mode) {
+            program(stringify!($name), mode, b"");
+        }
+        in_every_mode!(run);
     })* };
 }
 
@@ -331,22 +349,7 @@ mod cases {
         rows::run(|row| answers.remove(&row.name).unwrap_or_else(|| Err("no answer".to_owned())));
     }
 
-    #[test]
-    fn linked_statically() {
-        every_row(Mode::Static);
-    }
-    #[test]
-    fn linked_dynamically() {
-        every_row(Mode::Shared);
-    }
-    #[test]
-    fn under_sanitizers() {
-        every_row(Mode::Sanitized);
-    }
-    #[test]
-    fn under_valgrind() {
-        every_row(Mode::Valgrind);
-    }
+    in_every_mode!(every_row);
 }
 
 /// The rows of `tests/header_lists.toml` through `tests/c/headers.c`, which says what the lines look like.
@@ -398,20 +401,5 @@ mod headers {
         assert!(rows > 10 && output.contains(&format!("{rows} rows\n")), "{output}");
     }
 
-    #[test]
-    fn linked_statically() {
-        every_row(Mode::Static);
-    }
-    #[test]
-    fn linked_dynamically() {
-        every_row(Mode::Shared);
-    }
-    #[test]
-    fn under_sanitizers() {
-        every_row(Mode::Sanitized);
-    }
-    #[test]
-    fn under_valgrind() {
-        every_row(Mode::Valgrind);
-    }
+    in_every_mode!(every_row);
 }

@@ -30,19 +30,8 @@ static int fails(void)
     return 1;
 }
 
-void *malloc(size_t size)
-{
-    static void *(*real)(size_t);
-    FIND(real, "malloc");
-    return fails() ? NULL : real(size);
-}
-
-void *realloc(void *old, size_t size)
-{
-    static void *(*real)(void *, size_t);
-    FIND(real, "realloc");
-    return fails() ? NULL : real(old, size);
-}
+INTERPOSE(void *, malloc, (size_t size), fails(), NULL, (size))
+INTERPOSE(void *, realloc, (void *old, size_t size), fails(), NULL, (old, size))
 
 /* ---- What the tests do with a list ---- */
 

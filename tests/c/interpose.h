@@ -22,4 +22,13 @@ static void *next_function(const char *name)
             *(void **)&(function) = next_function(name);                                                               \
     } while (0)
 
+/* Defines libc's `function`, which returns `failure` if `fails`, and otherwise what the real one makes of `arguments`. */
+#define INTERPOSE(result, function, parameters, fails, failure, arguments)                                             \
+    result function parameters                                                                                         \
+    {                                                                                                                  \
+        static result(*real) parameters;                                                                               \
+        FIND(real, #function);                                                                                         \
+        return (fails) ? (failure) : real arguments;                                                                   \
+    }
+
 #endif

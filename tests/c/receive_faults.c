@@ -63,12 +63,7 @@ static int fails(enum call call, size_t *most)
     return 1;
 }
 
-ssize_t recv(int fd, void *bytes, size_t len, int flags)
-{
-    static ssize_t (*real)(int, void *, size_t, int);
-    FIND(real, "recv");
-    return fails(RECV, &len) ? -1 : real(fd, bytes, len, flags);
-}
+INTERPOSE(ssize_t, recv, (int fd, void *bytes, size_t len, int flags), fails(RECV, &len), -1, (fd, bytes, len, flags))
 
 ssize_t splice(int from, off64_t *from_at, int to, off64_t *to_at, size_t len, unsigned flags)
 {
@@ -83,12 +78,7 @@ ssize_t splice(int from, off64_t *from_at, int to, off64_t *to_at, size_t len, u
     return real(from, from_at, to, to_at, len, flags);
 }
 
-ssize_t read(int fd, void *bytes, size_t len)
-{
-    static ssize_t (*real)(int, void *, size_t);
-    FIND(real, "read");
-    return fails(READ, &len) ? -1 : real(fd, bytes, len);
-}
+INTERPOSE(ssize_t, read, (int fd, void *bytes, size_t len), fails(READ, &len), -1, (fd, bytes, len))
 
 ssize_t pwrite(int fd, const void *bytes, size_t len, off_t offset)
 {
@@ -99,19 +89,8 @@ ssize_t pwrite(int fd, const void *bytes, size_t len, off_t offset)
     return fails(PWRITE, &len) ? -1 : real(fd, bytes, len, offset);
 }
 
-int pipe2(int ends[2], int flags)
-{
-    static int (*real)(int *, int);
-    FIND(real, "pipe2");
-    return fails(PIPE2, NULL) ? -1 : real(ends, flags);
-}
-
-int poll(struct pollfd *entries, nfds_t n, int timeout)
-{
-    static int (*real)(struct pollfd *, nfds_t, int);
-    FIND(real, "poll");
-    return fails(POLL, NULL) ? -1 : real(entries, n, timeout);
-}
+INTERPOSE(int, pipe2, (int ends[2], int flags), fails(PIPE2, NULL), -1, (ends, flags))
+INTERPOSE(int, poll, (struct pollfd *entries, nfds_t n, int timeout), fails(POLL, NULL), -1, (entries, n, timeout))
 
 int fcntl(int fd, int operation, ...)
 {
@@ -129,40 +108,13 @@ int fcntl(int fd, int operation, ...)
     return failed ? -1 : real(fd, operation, argument);
 }
 
-int fstat(int fd, struct stat *status)
-{
-    static int (*real)(int, struct stat *);
-    FIND(real, "fstat");
-    return fails(FSTAT, NULL) ? -1 : real(fd, status);
-}
-
-int getrlimit(__rlimit_resource_t resource, struct rlimit *limit)
-{
-    static int (*real)(__rlimit_resource_t, struct rlimit *);
-    FIND(real, "getrlimit");
-    return fails(GETRLIMIT, NULL) ? -1 : real(resource, limit);
-}
-
-int getsockopt(int fd, int level, int name, void *value, socklen_t *len)
-{
-    static int (*real)(int, int, int, void *, socklen_t *);
-    FIND(real, "getsockopt");
-    return fails(GETSOCKOPT, NULL) ? -1 : real(fd, level, name, value, len);
-}
-
-void *malloc(size_t size)
-{
-    static void *(*real)(size_t);
-    FIND(real, "malloc");
-    return fails(ALLOCATE, NULL) ? NULL : real(size);
-}
-
-void *realloc(void *old, size_t size)
-{
-    static void *(*real)(void *, size_t);
-    FIND(real, "realloc");
-    return fails(ALLOCATE, NULL) ? NULL : real(old, size);
-}
+INTERPOSE(int, fstat, (int fd, struct stat *status), fails(FSTAT, NULL), -1, (fd, status))
+INTERPOSE(int, getrlimit, (__rlimit_resource_t resource, struct rlimit *limit),
+          fails(GETRLIMIT, NULL), -1, (resource, limit))
+INTERPOSE(int, getsockopt, (int fd, int level, int name, void *value, socklen_t *len),
+          fails(GETSOCKOPT, NULL), -1, (fd, level, name, value, len))
+INTERPOSE(void *, malloc, (size_t size), fails(ALLOCATE, NULL), NULL, (size))
+INTERPOSE(void *, realloc, (void *old, size_t size), fails(ALLOCATE, NULL), NULL, (old, size))
 
 /* ---- One upload ---- */
 

@@ -124,12 +124,8 @@ static int fails(enum call call, int fd)
     return fails_with(call, fd, 0, NULL);
 }
 
-ssize_t send(int fd, const void *bytes, size_t len, int flags)
-{
-    static ssize_t (*real)(int, const void *, size_t, int);
-    FIND(real, "send");
-    return fails_with(SEND, fd, 0, &len) ? -1 : real(fd, bytes, len, flags);
-}
+INTERPOSE(ssize_t, send, (int fd, const void *bytes, size_t len, int flags),
+          fails_with(SEND, fd, 0, &len), -1, (fd, bytes, len, flags))
 
 ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 {
@@ -152,19 +148,10 @@ ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
     return real(fd, &shorter, flags);
 }
 
-ssize_t sendfile(int fd, int file, off_t *offset, size_t len)
-{
-    static ssize_t (*real)(int, int, off_t *, size_t);
-    FIND(real, "sendfile");
-    return fails_with(SENDFILE, fd, 0, &len) ? -1 : real(fd, file, offset, len);
-}
-
-ssize_t pread(int fd, void *bytes, size_t len, off_t offset)
-{
-    static ssize_t (*real)(int, void *, size_t, off_t);
-    FIND(real, "pread");
-    return fails_with(PREAD, fd, 0, &len) ? -1 : real(fd, bytes, len, offset);
-}
+INTERPOSE(ssize_t, sendfile, (int fd, int file, off_t *offset, size_t len),
+          fails_with(SENDFILE, fd, 0, &len), -1, (fd, file, offset, len))
+INTERPOSE(ssize_t, pread, (int fd, void *bytes, size_t len, off_t offset),
+          fails_with(PREAD, fd, 0, &len), -1, (fd, bytes, len, offset))
 
 ssize_t preadv2(int fd, const struct iovec *pieces, int n, off_t offset, int flags)
 {
@@ -180,19 +167,9 @@ ssize_t preadv2(int fd, const struct iovec *pieces, int n, off_t offset, int fla
     return most == 0 ? 0 : real(fd, pieces, n, offset, flags);
 }
 
-int posix_fadvise(int fd, off_t offset, off_t len, int advice)
-{
-    static int (*real)(int, off_t, off_t, int);
-    FIND(real, "posix_fadvise");
-    return fails(FADVISE, fd) ? errno : real(fd, offset, len, advice);
-}
-
-int fstat(int fd, struct stat *status)
-{
-    static int (*real)(int, struct stat *);
-    FIND(real, "fstat");
-    return fails(FSTAT, fd) ? -1 : real(fd, status);
-}
+INTERPOSE(int, posix_fadvise, (int fd, off_t offset, off_t len, int advice),
+          fails(FADVISE, fd), errno, (fd, offset, len, advice))
+INTERPOSE(int, fstat, (int fd, struct stat *status), fails(FSTAT, fd), -1, (fd, status))
 
 int epoll_wait(int fd, struct epoll_event *events, int n, int timeout)
 {
@@ -222,33 +199,10 @@ int epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event)
     return done;
 }
 
-int epoll_create1(int flags)
-{
-    static int (*real)(int);
-    FIND(real, "epoll_create1");
-    return fails(EPOLL_CREATE1, -1) ? -1 : real(flags);
-}
-
-int eventfd(unsigned count, int flags)
-{
-    static int (*real)(unsigned, int);
-    FIND(real, "eventfd");
-    return fails(EVENTFD, -1) ? -1 : real(count, flags);
-}
-
-ssize_t read(int fd, void *bytes, size_t len)
-{
-    static ssize_t (*real)(int, void *, size_t);
-    FIND(real, "read");
-    return fails(READ, fd) ? -1 : real(fd, bytes, len);
-}
-
-ssize_t write(int fd, const void *bytes, size_t len)
-{
-    static ssize_t (*real)(int, const void *, size_t);
-    FIND(real, "write");
-    return fails(WRITE, fd) ? -1 : real(fd, bytes, len);
-}
+INTERPOSE(int, epoll_create1, (int flags), fails(EPOLL_CREATE1, -1), -1, (flags))
+INTERPOSE(int, eventfd, (unsigned count, int flags), fails(EVENTFD, -1), -1, (count, flags))
+INTERPOSE(ssize_t, read, (int fd, void *bytes, size_t len), fails(READ, fd), -1, (fd, bytes, len))
+INTERPOSE(ssize_t, write, (int fd, const void *bytes, size_t len), fails(WRITE, fd), -1, (fd, bytes, len))
 
 int fcntl(int fd, int operation, ...)
 {
@@ -280,26 +234,13 @@ int ioctl(int fd, unsigned long request, ...)
     return fails(IOCTL, fd) ? -1 : real(fd, request, argument);
 }
 
-int getsockopt(int fd, int level, int name, void *value, socklen_t *len)
-{
-    static int (*real)(int, int, int, void *, socklen_t *);
-    FIND(real, "getsockopt");
-    return fails(GETSOCKOPT, fd) ? -1 : real(fd, level, name, value, len);
-}
-
-int setsockopt(int fd, int level, int name, const void *value, socklen_t len)
-{
-    static int (*real)(int, int, int, const void *, socklen_t);
-    FIND(real, "setsockopt");
-    return fails(SETSOCKOPT, fd) ? -1 : real(fd, level, name, value, len);
-}
-
-int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*function)(void *), void *argument)
-{
-    static int (*real)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
-    FIND(real, "pthread_create");
-    return fails(PTHREAD_CREATE, -1) ? errno : real(thread, attributes, function, argument);
-}
+INTERPOSE(int, getsockopt, (int fd, int level, int name, void *value, socklen_t *len),
+          fails(GETSOCKOPT, fd), -1, (fd, level, name, value, len))
+INTERPOSE(int, setsockopt, (int fd, int level, int name, const void *value, socklen_t len),
+          fails(SETSOCKOPT, fd), -1, (fd, level, name, value, len))
+INTERPOSE(int, pthread_create,
+          (pthread_t *thread, const pthread_attr_t *attributes, void *(*function)(void *), void *argument),
+          fails(PTHREAD_CREATE, -1), errno, (thread, attributes, function, argument))
 
 /* An allocation fails with ENOMEM. Those that a thread's start takes are not the library's. */
 static int allocation_fails(void)
@@ -307,33 +248,11 @@ static int allocation_fails(void)
     return (place != SENDER || __atomic_load_n(&asleep, __ATOMIC_SEQ_CST)) && fails(ALLOCATE, -1);
 }
 
-void *malloc(size_t size)
-{
-    static void *(*real)(size_t);
-    FIND(real, "malloc");
-    return allocation_fails() ? NULL : real(size);
-}
-
-void *calloc(size_t n, size_t size)
-{
-    static void *(*real)(size_t, size_t);
-    FIND(real, "calloc");
-    return allocation_fails() ? NULL : real(n, size);
-}
-
-void *realloc(void *old, size_t size)
-{
-    static void *(*real)(void *, size_t);
-    FIND(real, "realloc");
-    return allocation_fails() ? NULL : real(old, size);
-}
-
-int posix_memalign(void **place_of_it, size_t alignment, size_t size)
-{
-    static int (*real)(void **, size_t, size_t);
-    FIND(real, "posix_memalign");
-    return allocation_fails() ? ENOMEM : real(place_of_it, alignment, size);
-}
+INTERPOSE(void *, malloc, (size_t size), allocation_fails(), NULL, (size))
+INTERPOSE(void *, calloc, (size_t n, size_t size), allocation_fails(), NULL, (n, size))
+INTERPOSE(void *, realloc, (void *old, size_t size), allocation_fails(), NULL, (old, size))
+INTERPOSE(int, posix_memalign, (void **place_of_it, size_t alignment, size_t size),
+          allocation_fails(), ENOMEM, (place_of_it, alignment, size))
 
 /* ---- 2. A scenario ---- */
 

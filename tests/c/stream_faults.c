@@ -54,12 +54,8 @@ static int fails(enum call call, size_t *most)
     return 1;
 }
 
-ssize_t send(int fd, const void *bytes, size_t len, int flags)
-{
-    static ssize_t (*real)(int, const void *, size_t, int);
-    FIND(real, "send");
-    return fails(SEND, &len) ? -1 : real(fd, bytes, len, flags);
-}
+INTERPOSE(ssize_t, send, (int fd, const void *bytes, size_t len, int flags),
+          fails(SEND, &len), -1, (fd, bytes, len, flags))
 
 ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 {
@@ -113,33 +109,12 @@ int ioctl(int fd, unsigned long request, ...)
     return fails(IOCTL, NULL) ? -1 : real(fd, request, argument);
 }
 
-int getsockopt(int fd, int level, int name, void *value, socklen_t *len)
-{
-    static int (*real)(int, int, int, void *, socklen_t *);
-    FIND(real, "getsockopt");
-    return fails(GETSOCKOPT, NULL) ? -1 : real(fd, level, name, value, len);
-}
-
-int setsockopt(int fd, int level, int name, const void *value, socklen_t len)
-{
-    static int (*real)(int, int, int, const void *, socklen_t);
-    FIND(real, "setsockopt");
-    return fails(SETSOCKOPT, NULL) ? -1 : real(fd, level, name, value, len);
-}
-
-void *malloc(size_t size)
-{
-    static void *(*real)(size_t);
-    FIND(real, "malloc");
-    return fails(ALLOCATE, NULL) ? NULL : real(size);
-}
-
-void *realloc(void *old, size_t size)
-{
-    static void *(*real)(void *, size_t);
-    FIND(real, "realloc");
-    return fails(ALLOCATE, NULL) ? NULL : real(old, size);
-}
+INTERPOSE(int, getsockopt, (int fd, int level, int name, void *value, socklen_t *len),
+          fails(GETSOCKOPT, NULL), -1, (fd, level, name, value, len))
+INTERPOSE(int, setsockopt, (int fd, int level, int name, const void *value, socklen_t len),
+          fails(SETSOCKOPT, NULL), -1, (fd, level, name, value, len))
+INTERPOSE(void *, malloc, (size_t size), fails(ALLOCATE, NULL), NULL, (size))
+INTERPOSE(void *, realloc, (void *old, size_t size), fails(ALLOCATE, NULL), NULL, (old, size))
 
 /* ---- One response ---- */
 
