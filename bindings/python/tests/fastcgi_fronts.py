@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,73 +14,22 @@ from typing import Any
 
 import pytest
 
+from front_configurations import EXAMPLES, configured, load_modules, missing
 from launching import launched, serving
 
 HERE = Path(__file__).resolve().parent
-EXAMPLES = HERE.parents[2] / "examples" / "front-servers"
-PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin"
-MODULES = Path("/usr/lib/apache2/modules")
 
-NGINX = """
-daemon off;
-worker_processes 1;
-error_log {place}/error.log;
-pid {place}/pid;
-{user}
-events {{ worker_connections 256; }}
-http {{
-    access_log off;
-    client_body_temp_path {place}/body;
-    proxy_temp_path {place}/proxy;
-    fastcgi_temp_path {place}/fastcgi;
-    uwsgi_temp_path {place}/uwsgi;
-    scgi_temp_path {place}/scgi;
-    {before}
-    server {{
-        listen 127.0.0.1:{port};
-        location = /setup.py {{
+#: What answers the document's own example, besides the application.
+DOCUMENT = {
+    "nginx": """location = /setup.py {{
             include /etc/nginx/fastcgi_params;
             fastcgi_pass unix:{folder}/document.sock;
-        }}
-        include {snippet};
-    }}
-}}
-"""
-
-LIGHTTPD = """
-server.document-root = "{place}"
-server.bind = "127.0.0.1"
-server.port = {port}
-server.errorlog = "{place}/error.log"
-server.upload-dirs = ("{place}")
-include "{snippet}"
-$HTTP["url"] == "/setup.py" {{
+        }}""",
+    "lighttpd": """$HTTP["url"] == "/setup.py" {{
     fastcgi.server = ("/" => (("socket" => "{folder}/document.sock", "check-local" => "disable")))
-}}
-"""
-
-APACHE = """
-ServerName localhost
-ServerRoot {place}
-DefaultRuntimeDir {place}
-PidFile {place}/pid
-ErrorLog {place}/error.log
-{user}
-LoadModule mpm_event_module {modules}/mod_mpm_event.so
-LoadModule authz_core_module {modules}/mod_authz_core.so
-LoadModule env_module {modules}/mod_env.so
-LoadModule proxy_module {modules}/mod_proxy.so
-LoadModule proxy_fcgi_module {modules}/mod_proxy_fcgi.so
-StartServers 1
-ServerLimit 1
-ThreadsPerChild 32
-MaxRequestWorkers 32
-# So long does a client wait for the rest of an answer that was cut short.
-KeepAliveTimeout 1
-Listen 127.0.0.1:{port}
-ProxyPass "/setup.py" "unix:{folder}/document.sock|fcgi://document/"
-Include {snippet}
-"""
+}}""",
+    "apache": 'ProxyPass "/setup.py" "unix:{folder}/document.sock|fcgi://document/"',
+}
 
 #: The example's keepalive pool, as its comment has it.
 POOL = "upstream app {{ server unix:{folder}/app.sock; keepalive 16; }}"
@@ -98,13 +45,6 @@ class Kind:
     def __str__(self) -> str:
         return self.name + "-keep" * self.keeps
 
-    def missing(self) -> str | None:
-        """Why it can't be started."""
-        binary = {"apache": "apache2"}.get(self.name, self.name)
-        if shutil.which(binary, path=PATH) is None:
-            return f"{binary} is not installed: scripts/setup-system.sh"
-        return None
-
     def snippet(self, folder: Path) -> str:
         """The example."""
         text = (EXAMPLES / f"{self.name}-fastcgi.conf").read_text()
@@ -118,30 +58,15 @@ class Kind:
             text = text.replace(" enablereuse=on", "")
         return text.replace("/run/app.sock", f"{folder}/app.sock")
 
-    def command(self, folder: Path, port: int) -> Sequence[str | Path]:
+    def command(self, folder: Path, port: int) -> list[str]:
         """Write its configuration, and return its command."""
-        place = folder / "front"
-        snippet, config = place / "snippet.conf", place / "front.conf"
-        snippet.write_text(self.snippet(folder))
-        user = ""
-        if os.geteuid() == 0:
-            # nginx's workers would be nobody, and Apache serves nothing as root.
-            user = {"nginx": f"user {getpass.getuser()};", "apache": "User www-data\nGroup www-data"}.get(self.name, "")
-        template = {"nginx": NGINX, "lighttpd": LIGHTTPD, "apache": APACHE}[self.name]
-        before = POOL.format(folder=folder) if self.keeps else ""
-        config.write_text(
-            template.format(
-                place=place, folder=folder, port=port, snippet=snippet, modules=MODULES, user=user, before=before
-            )
-        )
-        command = {
-            "nginx": ["nginx", "-e", place / "error.log", "-c", config],
-            "lighttpd": ["lighttpd", "-D", "-f", config],
-            "apache": ["apache2", "-D", "FOREGROUND", "-f", config],
-        }[self.name]
-        binary = shutil.which(str(command[0]), path=PATH)
-        assert binary is not None
-        return [binary, *command[1:]]
+        before = ""
+        if self.name == "nginx" and self.keeps:
+            before = POOL.format(folder=folder)
+        if self.name == "apache":
+            before = load_modules("env", "proxy_fcgi")
+        more = DOCUMENT[self.name].format(folder=folder)
+        return configured(self.name, folder / "front", port, self.snippet(folder), before, more)
 
 
 KINDS = (
@@ -190,7 +115,7 @@ class Fronted:
 @contextlib.contextmanager
 def fronted(kind: Kind, command: Sequence[str | Path] | None = None, **options: Any) -> Iterator[Fronted]:
     """Both servers. command: what prints a line when it listens on FOLDER/app.sock, "{folder}" in it replaced."""
-    reason = kind.missing()
+    reason = missing(kind.name)
     if reason is not None:
         pytest.skip(reason)
     # pytest's own directories are for this user alone, and Apache's is another.

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import gzip
 import http.client
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -22,10 +20,7 @@ from urllib.parse import quote
 import pytest
 
 import rows
-
-EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "front-servers"
-PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin"
-MODULES = Path("/usr/lib/apache2/modules")
+from front_configurations import EXAMPLES, MODULES, configured, load_modules, missing
 
 OLD = 784111777
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
@@ -84,66 +79,12 @@ with make_server("127.0.0.1", 0, application, Server) as server:
     server.serve_forever()
 """
 
-NGINX = """
-daemon off;
-worker_processes 1;
-error_log {place}/error.log;
-pid {place}/pid;
-{user}
-events {{ worker_connections 64; }}
-http {{
-    types {{ text/html html; }}
-    access_log off;
-    client_body_temp_path {place}/body;
-    proxy_temp_path {place}/proxy;
-    fastcgi_temp_path {place}/fastcgi;
-    uwsgi_temp_path {place}/uwsgi;
-    scgi_temp_path {place}/scgi;
-    sendfile on;
-    server {{
-        listen 127.0.0.1:{port};
-        include {snippet};
-    }}
-}}
-"""
-
-LIGHTTPD = """
-server.document-root = "{place}"
-server.bind = "127.0.0.1"
-server.port = {port}
-server.errorlog = "{place}/error.log"
-include "{snippet}"
-"""
-
-APACHE = """
-ServerName localhost
-ServerRoot {place}
-DefaultRuntimeDir {place}
-PidFile {place}/pid
-ErrorLog {place}/error.log
-{user}
-LoadModule mpm_event_module {modules}/mod_mpm_event.so
-LoadModule authz_core_module {modules}/mod_authz_core.so
-LoadModule proxy_module {modules}/mod_proxy.so
-LoadModule proxy_http_module {modules}/mod_proxy_http.so
-LoadModule xsendfile_module {modules}/mod_xsendfile.so
-StartServers 1
-ServerLimit 1
-ThreadsPerChild 8
-MaxRequestWorkers 8
-Listen 127.0.0.1:{port}
-EnableSendfile On
-Include {snippet}
-"""
-
 
 @dataclass(frozen=True)
 class Kind:
     """A front server, and how it is told."""
 
     name: str
-    config: str
-    command: tuple[str, ...]
     field: str
     #: What it calls the folder; "" is the folder's own name.
     files: str = ""
@@ -153,9 +94,9 @@ class Kind:
 
 
 KINDS = (
-    Kind("nginx", NGINX, ("nginx", "-e", "{place}/error.log", "-c"), "X-Accel-Redirect", "/protected/"),
-    Kind("lighttpd", LIGHTTPD, ("lighttpd", "-D", "-f"), "X-Sendfile"),
-    Kind("apache", APACHE, ("apache2", "-D", "FOREGROUND", "-f"), "X-Sendfile"),
+    Kind("nginx", "X-Accel-Redirect", "/protected/"),
+    Kind("lighttpd", "X-Sendfile"),
+    Kind("apache", "X-Sendfile"),
 )
 
 
@@ -221,32 +162,24 @@ def started(command: list[str], log: Path, address: tuple[str, int]) -> Iterator
             process.wait(60)
 
 
-def configured(kind: Kind, folder: Path, behind: tuple[str, int], listening: int) -> list[str]:
+def command_of(kind: Kind, folder: Path, behind: tuple[str, int], listening: int) -> list[str]:
     """Write its configuration, with the example in it, and return its command."""
     snippet = (EXAMPLES / f"{kind.name}.conf").read_text()
-    port_there = str(behind[1])
     assert snippet.count("/srv/files") >= 2 and snippet.count("8000") == 1
-    place = folder / "front"
-    (place / "snippet.conf").write_text(snippet.replace("/srv/files", f"{folder}/files").replace("8000", port_there))
-    user = ""
-    if os.geteuid() == 0:
-        # nginx's workers would be nobody, and Apache serves nothing as root.
-        user = {"nginx": f"user {getpass.getuser()};", "apache": "User www-data\nGroup www-data"}.get(kind.name, "")
-    config = place / "front.conf"
-    config.write_text(
-        kind.config.format(place=place, port=listening, snippet=place / "snippet.conf", modules=MODULES, user=user)
-    )
-    binary = shutil.which(kind.command[0], path=PATH)
-    assert binary is not None
-    return [binary, *(part.format(place=place) for part in kind.command[1:]), str(config)]
+    snippet = snippet.replace("/srv/files", f"{folder}/files").replace("8000", str(behind[1]))
+    before, more = "", ""
+    if kind.name == "apache":
+        before, more = load_modules("proxy_http", "xsendfile"), "EnableSendfile On"
+    return configured(kind.name, folder / "front", listening, snippet, before, more)
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=str)
 def front(request: pytest.FixtureRequest) -> Iterator[Front]:
     """The server with the application behind it, and a folder of files."""
     kind: Kind = request.param
-    if shutil.which(kind.command[0], path=PATH) is None:
-        pytest.skip(f"{kind.command[0]} is not installed: scripts/setup-system.sh")
+    reason = missing(kind.name)
+    if reason is not None:
+        pytest.skip(reason)
     if kind.name == "apache" and not (MODULES / "mod_xsendfile.so").exists():
         pytest.skip("mod_xsendfile is not installed (Debian: apt-get install libapache2-mod-xsendfile)")
     with contextlib.ExitStack() as stack:
@@ -271,7 +204,7 @@ def front(request: pytest.FixtureRequest) -> Iterator[Front]:
         for _ in range(5):
             # Somebody else may have taken the port in between.
             address = ("127.0.0.1", port())
-            started_ = started(configured(kind, folder, behind, address[1]), folder / "front.log", address)
+            started_ = started(command_of(kind, folder, behind, address[1]), folder / "front.log", address)
             if stack.enter_context(started_):
                 break
         else:
