@@ -31,6 +31,7 @@ from ._core import (
     _rep,
     _take,
 )
+from ._headers import _SERVERS_OWN
 from ._headers import Headers as _HeaderList
 from ._headers import rows as _rows
 from ._types import Decision, ExchangeArguments, HeadForm, Rule
@@ -47,9 +48,6 @@ CHUNK = 65536
 SAFE = ("GET", "HEAD")
 #: By these fields of a response an application tells a front server to send a file.
 HANDS_OVER = frozenset(("x-accel-redirect", "x-lighttpd-send-file", "x-sendfile"))
-
-#: What the server says, whatever the application thinks of it (PEP 3333: hop-by-hop; RFC 9112 6).
-_SERVERS_OWN = frozenset(("connection", "content-length", "keep-alive", "transfer-encoding"))
 
 _VALIDATORS = frozenset(("etag", "last-modified"))
 #: What the library refuses a second line of.
@@ -222,14 +220,14 @@ class Begun:
         return self._answer
 
 
-def _own(headers: list[tuple[str, str]]) -> list[Any]:
-    """The application's fields, without those that are the server's."""
-    return [(name, value) for name, value in headers if name.lower() not in _SERVERS_OWN]
+def _own(headers: list[Any]) -> list[Any]:
+    """The application's fields, with or without rules, without those that are the server's."""
+    return [row for row in headers if row[0].lower() not in _SERVERS_OWN]
 
 
-def names(headers: list[tuple[str, str]]) -> set[str]:
+def names(headers: list[Any]) -> set[str]:
     """The fields' names, in lower case."""
-    return {name.lower() for name, _ in headers}
+    return {row[0].lower() for row in headers}
 
 
 def has_validator(headers: list[tuple[str, str]]) -> bool:
@@ -306,7 +304,7 @@ def own_file(fd: int, arguments: ExchangeArguments) -> File:
 def as_given(
     request: Request,
     status: int,
-    headers: list[tuple[str, str]],
+    headers: list[Any],
     file: FileArg,
     offset: int | None,
     length: int | None,
@@ -339,7 +337,7 @@ def as_given(
 
 def conditional(
     request: Request,
-    headers: list[tuple[str, str]],
+    headers: list[Any],
     file: FileArg,
     offset: int | None,
     length: int | None,
@@ -347,7 +345,7 @@ def conditional(
     arguments: ExchangeArguments,
 ) -> Answer:
     """What the application would send in full: whether it has to be is the library's to decide."""
-    given = {name.lower(): value for name, value in headers}
+    given = {row[0].lower(): row[1] for row in headers}
     if given.get("accept-ranges", "").strip().lower() == "none":
         request = request._unranged()
     made: ExchangeArguments = {**arguments, "headers": _own(headers), "offset": offset, "length": length}
@@ -358,7 +356,7 @@ def conditional(
 
 def without_content(
     request: Request,
-    headers: list[tuple[str, str]],
+    headers: list[Any],
     close: Callable[[], object] | None,
     arguments: ExchangeArguments,
 ) -> Answer | None:

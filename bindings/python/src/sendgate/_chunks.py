@@ -18,7 +18,7 @@ import threading
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._errors import ExcessError, TruncatedError, excess, truncated
+from ._errors import excess, truncated
 
 if TYPE_CHECKING:
     from typing_extensions import TypeAlias
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     #: Calls a function somewhere else, and returns what it returns.
     Run: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]
 
-__all__ = ["AsyncChunks", "Chunks", "ExcessError", "TruncatedError"]
+__all__ = ["AsyncChunks", "Chunks"]
 
 _log = logging.getLogger(__name__)
 

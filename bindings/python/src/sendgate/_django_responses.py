@@ -214,7 +214,7 @@ class _Streaming(FreezeMixin):
         complete.
         """
         # What holds the iterator holds the file that it reads from; and a file has the length that it has.
-        content = (_AsyncPieces if self.is_async else _Pieces)(self._iterator, self.charset)
+        content = self._pieces(self._iterator)
         length = self._announced() if getattr(self, "file_to_stream", None) is None else None
         return (AsyncChunks if self.is_async else Chunks)(content, length)
 
@@ -243,7 +243,11 @@ class _Streaming(FreezeMixin):
         return AsyncChunks(self._take(), self._length(), run=in_djangos_thread)
 
     def _take(self) -> Any:
-        return (_AsyncPieces if self.is_async else _Pieces)(self._iterator, self.charset)
+        return self._pieces(self._iterator)
+
+    def _pieces(self, content: Any) -> Any:
+        """Content as bytes."""
+        return (_AsyncPieces if self.is_async else _Pieces)(content, self.charset)
 
     def _announced(self) -> int | None:
         """How much there is to be, if that is known of this content, and nobody counts it yet."""
@@ -388,7 +392,7 @@ class HttpResponse(_Streaming, DjangoHttpResponse):  # type: ignore[misc]
         content, self._iterator = self._iterator, None
         if content is None:
             return
-        pieces = (_AsyncPieces if self.is_async else _Pieces)(content, self.charset)
+        pieces = self._pieces(content)
         with contextlib.suppress(ValueError):
             self._resource_closers.remove(content.close)
         try:

@@ -26,8 +26,8 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 #: What ends a line, for somebody (RFC 9110 5.5).
 _ENDS_LINE = re.compile(r"[\r\n\0]")
 
-#: What the library says itself: framing, and which part it is.
-_FRAMING = frozenset(("connection", "content-length", "keep-alive", "transfer-encoding"))
+#: What the server says, whatever the application thinks of it (PEP 3333: hop-by-hop; RFC 9112 6).
+_SERVERS_OWN = frozenset(("connection", "content-length", "keep-alive", "transfer-encoding"))
 
 _MISSING: Any = object()
 
@@ -290,14 +290,14 @@ class Headers(MutableMapping[str, str]):
             count[key] = count.get(key, 0) + 1
         made: list[tuple[str, str, int]] = []
         for key, name, value in self._lines:
-            if key not in _FRAMING:
+            if key not in _SERVERS_OWN:
                 frozen = key in self._frozen
                 rule = (
                     Rule.OVERRIDE if not frozen else (Rule.OVERRIDE if count[key] == 1 else Rule.APPEND) | Rule.FROZEN
                 )
                 made.append((name, value, rule))
         # That which part it is isn't said can't be asked for.
-        absent = self._frozen - count.keys() - _FRAMING - {"content-range"}
+        absent = self._frozen - count.keys() - _SERVERS_OWN - {"content-range"}
         return made + [(key, "", Rule.REMOVE | Rule.FROZEN) for key in sorted(absent)]
 
 

@@ -6,6 +6,7 @@ can ask for all of it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import functools
@@ -18,15 +19,27 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Union, overload
 
-from ._answer import CHUNK, Answer, content_length, has_validator, is_sound, may_be_less, open_file, reason
+from ._answer import (
+    CHUNK,
+    Answer,
+    as_given,
+    conditional,
+    content_length,
+    has_validator,
+    is_sound,
+    may_be_less,
+    open_file,
+    reason,
+    without_content,
+)
 from ._chunks import AsyncChunks, Chunks, trio_here
 from ._core import File, Request, _Collector, _Exchange, _int, _Produced
 from ._errors import bad_field, excess, frozen, truncated
 from ._headers import Headers
 from ._site import content_type as _type_of
 from ._stream import Stream
-from ._types import HeadForm, Rule
-from .asgi import _CONTENT, _START, _watch, give
+from ._types import HeadForm
+from .asgi import _CONTENT, _START, _encoded, _watch, give
 from .wsgi import FileWrapper, send
 
 if TYPE_CHECKING:
@@ -410,8 +423,7 @@ class Response:
             if made.answer is not None:
                 await give(made.answer, scope, receive, send)
                 return
-            fields = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in made.fields]
-            start: Message = {"type": _START, "status": made.status, "headers": fields}
+            start: Message = {"type": _START, "status": made.status, "headers": _encoded(made.fields)}
             if made.content is None:
                 await send(start)
                 await send({"type": _CONTENT, "body": made.whole or b"", "more_body": False})
@@ -444,8 +456,7 @@ class Response:
             await send(held)
         await send({"type": _CONTENT, "body": b"", "more_body": False})
         if "trailers" in start and self.trailers is not None:
-            lines = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self.trailers.items()]
-            await send({"type": _TRAILERS, "headers": lines, "more_trailers": False})
+            await send({"type": _TRAILERS, "headers": _encoded(self.trailers.items()), "more_trailers": False})
 
 
 class _Watched:
@@ -474,8 +485,6 @@ async def _until_left(work: Callable[[Callable[[], object]], Awaitable[None]], r
     if trio is not None:
         await _until_left_in_trio(work, receive, trio)
         return
-    import asyncio
-
     watched = _Watched()
     working = asyncio.ensure_future(work(watched.ends))
     watched.cancel = working.cancel
@@ -569,7 +578,10 @@ class _Sent:
         elif isinstance(response._file, os.PathLike):
             file = open_file(response._file, {})
             offset, length = 0, file.size
-            close = _both(file.close, close)
+            closing = contextlib.ExitStack()
+            closing.callback(close)
+            closing.callback(file.close)
+            close = closing.close
         else:
             wrapper = FileWrapper(response._file)
             content = wrapper.content()
@@ -603,38 +615,14 @@ class _Sent:
 
     def _answer(self, file: Any, offset: int, length: int, close: Callable[[], object], may_be_less: bool) -> Answer:
         if may_be_less:
-            request = self._request._unranged() if self._accepts_no_ranges() else self._request
-            return Answer(request, file, close, headers=self._rows, offset=offset, length=length)
-        rows = self._rows
-        if not any(name.lower() == "accept-ranges" for name, *_ in rows):
-            rows = [*rows, ("Accept-Ranges", "", Rule.REMOVE)]
-        return Answer(
-            self._request._full(),
-            file,
-            close,
-            status=self.status,
-            headers=rows,
-            etag=False,
-            # The library refuses to remove a field that it is given.
-            last_modified=any(name.lower() == "last-modified" for name, *_ in rows),
-            offset=offset,
-            length=length,
-        )
-
-    def _accepts_no_ranges(self) -> bool:
-        return self._response.headers.get("Accept-Ranges", "").strip().lower() == "none"
+            return conditional(self._request, self._rows, file, offset, length, close, {})
+        return as_given(self._request, self.status, self._rows, file, offset, length, close)
 
     def _without_content(self) -> bool:
         """304 or 412, which the validators are enough for."""
-        if not (self._request._is_conditional() and has_validator(self.fields)):
-            return False
-        answer = Answer(self._request._unranged(), b"", self._close, headers=self._rows)
-        exchange = answer.exchange((), False, False)
-        try:
-            if exchange.decide().status in (304, 412):
-                self.answer = answer
-        finally:
-            exchange.close()
+        # A validator that is frozen as absent is a row, too, but no field.
+        if has_validator(self.fields):
+            self.answer = without_content(self._request, self._rows, self._close, {})
         return self.answer is not None
 
     def _by_seeking(self, may_be_less: bool, announced: int | None) -> bool:
@@ -642,26 +630,20 @@ class _Sent:
         file = self._response._file
         if not may_be_less or announced is None or not has_validator(self.fields) or not _is_seekable(file):
             return False
-        request = self._request._unranged() if self._accepts_no_ranges() else self._request
+        accepts = self._response.headers.get("Accept-Ranges", "").strip().lower() != "none"
+        request = self._request if accepts else self._request._unranged()
         exchange = _Exchange(request, _Produced(announced, True), headers=self._rows, head=HeadForm.CGI)
-        decision = exchange.decide()
+        try:
+            decision = exchange.decide()
+            seed, now = int(exchange.c.seed), int(exchange.c.now)
+        finally:
+            exchange.close()
         self.status, self.fields = decision.status, list(decision.fields)
         if decision.body_length:
-            how = {"length": announced, "headers": self._rows, "seed": int(exchange.c.seed), "now": int(exchange.c.now)}
+            how = {"length": announced, "headers": self._rows, "seed": seed, "now": now}
             blocks = _parts(file, file.tell(), request, how)
             self.content, self.length = _layers(blocks, self._response._let_go()), decision.body_length
-        exchange.close()
         return True
-
-
-def _both(first: Callable[[], object], second: Callable[[], object]) -> Callable[[], object]:
-    def call() -> None:
-        try:
-            first()
-        finally:
-            second()
-
-    return call
 
 
 def _is_seekable(file: Any) -> bool:

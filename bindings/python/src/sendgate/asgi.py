@@ -17,7 +17,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
@@ -109,8 +109,12 @@ def _begin(answer: Answer) -> dict[str, Any]:
         answer.close()
         raise
     assert answer.decision is not None
-    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields]
-    return {"type": _START, "status": answer.decision.status, "headers": headers}
+    return {"type": _START, "status": answer.decision.status, "headers": _encoded(fields)}
+
+
+def _encoded(fields: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    """Fields as ASGI has them."""
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields]
 
 
 async def _deliver(answer: Answer, start: Message | None, scope: Scope, receive: Receive, send: Send) -> None:
