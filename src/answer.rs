@@ -1,5 +1,5 @@
 //! One answer to give: what is said, what is sent, and where it goes. The drivers
-//! (`respond`, `resumable`, `sender`) take it.
+//! (`respond`, `resumable`, `sender`, `stream`) take it.
 
 use crate::fastcgi::records::Records;
 use crate::http::{self, Exchange, HeadForm, HeaderList, Representation, Request};

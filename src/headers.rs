@@ -52,39 +52,34 @@ impl Line {
 impl Headers {
     /// In the place of all lines of that name, where the first of them was.
     pub(crate) fn set(&mut self, header: &Header<'_>) -> Result<(), Refused> {
-        let line = self.line(header)?;
-        let Some(at) = self.lines.iter().position(|line| line.is_named(header.name)) else {
-            return self.push(line);
-        };
-        self.lines[at] = line;
-        let mut index = 0;
-        self.lines.retain(|line| {
-            index += 1;
-            index <= at + 1 || !line.is_named(header.name)
-        });
-        Ok(())
+        let mut line = Some(self.line(header)?);
+        self.lines.retain_mut(|old| !old.is_named(header.name) || line.take().map(|line| *old = line).is_some());
+        line.map_or(Ok(()), |line| self.push(line))
     }
 
     /// One line more.
     pub(crate) fn add(&mut self, header: &Header<'_>) -> Result<(), Refused> {
         let line = self.line(header)?;
-        self.push(line)?;
-        // That there shall be none is over, unless that is what was added.
-        let added = self.lines.len() - 1;
-        let mut index = 0;
-        self.lines.retain(|line| {
-            index += 1;
-            index > added || line.rule != Rule::Remove || !line.is_named(header.name)
-        });
+        // Room first: what fails changes nothing.
+        let count = self.lines.len() + 1;
+        try_grow(&mut self.lines, count)?;
+        // That there shall be none is over, unless that is what is added.
+        self.lines.retain(|old| old.rule != Rule::Remove || !old.is_named(header.name));
+        self.lines.push(line);
         // All of it, or it would be sent in part where a 304 drops what isn't frozen.
-        for line in self.lines.iter_mut().filter(|line| header.frozen && line.is_named(header.name)) {
-            line.frozen = true;
+        if header.frozen {
+            self.freeze_lines(header.name);
         }
         Ok(())
     }
 
-    fn has(&self, name: &[u8]) -> bool {
-        self.lines.iter().any(|line| line.is_named(name))
+    /// Freezes the lines of that name. Returns whether there are any.
+    fn freeze_lines(&mut self, name: &[u8]) -> bool {
+        let mut any = false;
+        for line in self.lines.iter_mut().filter(|line| line.is_named(name)) {
+            (line.frozen, any) = (true, true);
+        }
+        any
     }
 
     /// Takes all lines of that name away.
@@ -99,10 +94,7 @@ impl Headers {
         if !is_field(name, b"") {
             return Err(Refused::Malformed);
         }
-        if self.has(name) {
-            for line in self.lines.iter_mut().filter(|line| line.is_named(name)) {
-                line.frozen = true;
-            }
+        if self.freeze_lines(name) {
             return Ok(());
         }
         if is_framing(name) {

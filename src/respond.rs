@@ -19,7 +19,7 @@ const BUDGET: u64 = 4 << 20;
 /// The same for a writer, which may itself wait.
 pub(crate) const WRITER_BUDGET: u64 = 64 << 10;
 
-/// Why `respond` ended early.
+/// Why a response ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
     /// It was not begun.

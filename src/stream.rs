@@ -19,7 +19,7 @@ use crate::memory::OutOfMemory;
 use crate::plan::Plan;
 use crate::respond::{Cut, Poll};
 use crate::resumable::Misused;
-use crate::transfer::{Failure, Outcome, Refusal, Step, failure};
+use crate::transfer::{Failure, Outcome, Refusal, Step, failure, up_to};
 use std::time::Instant;
 
 /// One response after the other, on one connection.
@@ -376,12 +376,8 @@ impl<W: Writer + Copy> Stream<W> {
         }
         let [before, text, frame, piece, after] = taken;
         if let Some(records) = &mut self.records {
-            records.pass_text(before);
-            records.pass_content(text + piece);
-            if after > 0 {
-                records.finish();
-                records.pass_text(after);
-            }
+            // Records are the framing then: there are no chunks.
+            records.pass(before + text + piece + after);
         }
         self.plan.advance((text + if counted { piece } else { 0 }) as u64);
         self.frame_sent += frame;
@@ -415,14 +411,9 @@ impl<W: Writer + Copy> Stream<W> {
     }
 }
 
-/// The first `limit` bytes, or all.
-fn up_to(bytes: &[u8], limit: u64) -> &[u8] {
-    usize::try_from(limit).ok().and_then(|limit| bytes.get(..limit)).unwrap_or(bytes)
-}
-
 /// What `write` writes, behind what is there.
 fn append(frame: &mut Vec<u8>, write: impl Fn(&mut Buffer<'_>)) -> Result<(), OutOfMemory> {
-    let mut counter = Buffer::new(&mut []);
+    let mut counter = Buffer::counting();
     write(&mut counter);
     let (length, start) = (counter.needed(), frame.len());
     frame.try_reserve(length)?;

@@ -261,14 +261,18 @@ impl<const N: usize> Transfer<N> {
         }
         if records.ending.ends_short && memory.is_none() && self.plan.sent() > 0 {
             // Within a record nothing can be ended any more, so look before it begins.
-            let mut room = left.min(CONTENT_MAX);
+            let (mut room, mut last) = (left.min(CONTENT_MAX), Span::default());
             for (text, span) in self.plan.pieces() {
                 room = room.saturating_sub(text.len() as u64);
                 let length = span.length.min(room);
                 room -= length;
-                if length > 0 && io.rest_of_file(span.offset)? < length {
-                    return Err(Stop::Truncated);
+                if length > 0 && span.offset + length > last.offset + last.length {
+                    last = Span { length, ..span };
                 }
+            }
+            // It is one file: long enough for each if it is for the one that ends last.
+            if last.length > 0 && io.rest_of_file(last.offset)? < last.length {
+                return Err(Stop::Truncated);
             }
         }
         records.begin(left);
@@ -293,20 +297,9 @@ impl<const N: usize> Transfer<N> {
 
     /// So many bytes were sent. Returns how many of them are not the records'.
     fn advance(&mut self, sent: usize) -> u64 {
-        let Some(records) = &mut self.records else {
-            self.plan.advance(sent as u64);
-            return sent as u64;
-        };
-        let before = records.left();
-        let rest = records.pass_text(sent);
-        let content = records.pass_content(rest);
-        self.plan.advance(content as u64);
-        if rest > content {
-            // The end went along with the last of the content.
-            records.finish();
-            records.pass_text(rest - content);
-        }
-        before - records.left()
+        let content = self.records.as_mut().map_or(sent, |records| records.pass(sent)) as u64;
+        self.plan.advance(content);
+        content
     }
 
     /// One call that sends, of what is at the cursor.
@@ -321,7 +314,7 @@ impl<const N: usize> Transfer<N> {
         if let Some(memory) = memory {
             // Never copied here: a mapping of a file that was cut short is an error of send, but would be a
             // SIGBUS for us.
-            let text = &text[..clamp(text.len(), limit)];
+            let text = up_to(text, limit);
             let length = span.length.min(limit - text.len() as u64);
             let bytes = part_of(memory, Span { length, ..span })?;
             let count = text.len() + bytes.len();
@@ -331,7 +324,7 @@ impl<const N: usize> Transfer<N> {
         let alone = self.goes_alone(span);
         if !text.is_empty() && (alone || span.length == 0 && is_last) {
             // Nothing can be joined to it, so it needs no copy.
-            let text = &text[..clamp(text.len(), limit)];
+            let text = up_to(text, limit);
             let (after, more) = (around.after(self.is_rest(text.len())), self.more(text.len(), budget));
             if around.before.is_empty() && after.is_empty() {
                 return Ok(io.send(text, more)?);
@@ -463,6 +456,11 @@ pub(crate) fn failure(fault: Fault) -> Failure {
         // The loop deals with the other two, and "unsupported" comes only from what it stops using.
         Fault::Wait(_) | Fault::Interrupted | Fault::Unsupported => Failure::System(libc::EINVAL),
     }
+}
+
+/// The first `limit` bytes, or all.
+pub(crate) fn up_to(bytes: &[u8], limit: u64) -> &[u8] {
+    &bytes[..clamp(bytes.len(), limit)]
 }
 
 /// `length`, or less if `limit` is.

@@ -212,14 +212,12 @@ impl Parser {
         }
         // What ends a stream, or needs no content.
         match kind {
-            BEGIN_REQUEST => Err(Error::Malformed),
             PARAMS if self.is_in(record.id, Phase::Params) => self.end_params(),
             STDIN if self.is_in(record.id, Phase::Stdin) => {
                 self.set_phase(Phase::Done);
                 Ok(Event::Stdin(&[]))
             }
             STDIN if self.is_in(record.id, Phase::Params) => Err(Error::Malformed),
-            ABORT_REQUEST => self.abort(record.id),
             _ => self.complete(record),
         }
     }
@@ -252,7 +250,6 @@ impl Parser {
                 if record.content > 0 { Ok(Event::More) } else { self.complete(record) }
             }
             _ if record.content > 0 => Ok(Event::More),
-            ABORT_REQUEST => self.abort(record.id),
             _ => self.complete(record),
         }
     }
@@ -261,6 +258,7 @@ impl Parser {
     fn complete<'a>(&mut self, record: Record) -> Result<Event<'a>, Error> {
         match (record.kind, record.id) {
             (BEGIN_REQUEST, id) => self.begin_request(id),
+            (ABORT_REQUEST, id) => self.abort(id),
             (GET_VALUES, 0) => self.tell_values(),
             // 4.2. Others are of requests that are over, were refused, or are no business of a Responder.
             (kind, 0) if !(BEGIN_REQUEST..=UNKNOWN_TYPE).contains(&kind) => {
@@ -276,8 +274,8 @@ impl Parser {
     }
 
     fn begin_request<'a>(&mut self, id: u16) -> Result<Event<'a>, Error> {
-        let [role_high, role_low, flags, ..] = self.control[..] else { return Err(Error::Malformed) };
-        if id == 0 || self.control.len() < 8 {
+        let [role_high, role_low, flags, _, _, _, _, _, ..] = self.control[..] else { return Err(Error::Malformed) };
+        if id == 0 {
             return Err(Error::Malformed);
         }
         let keep = flags & 1 != 0;

@@ -114,15 +114,21 @@ impl Records {
         tail
     }
 
-    /// Of `count` bytes that were sent, those are the record's content that it still lacks. Returns how many.
-    pub(crate) fn pass_content(&mut self, count: usize) -> usize {
-        let content = count.min(usize::from(self.left));
+    /// So many bytes were sent: text, content, and perhaps the end along with the last of it. Returns how many of them
+    /// are content.
+    pub(crate) fn pass(&mut self, count: usize) -> usize {
+        let rest = self.pass_text(count);
+        let content = rest.min(usize::from(self.left));
         self.left -= content as u16; // At most a u16, by the line above.
+        if rest > content {
+            self.finish();
+            self.pass_text(rest - content);
+        }
         content
     }
 
     /// Of `count` bytes that were sent, the first are `text`. Returns how many are not.
-    pub(crate) fn pass_text(&mut self, count: usize) -> usize {
+    fn pass_text(&mut self, count: usize) -> usize {
         let (length, next) = match self.text {
             Text::None | Text::Ended => return count,
             Text::Header => (HEADER, Text::None),

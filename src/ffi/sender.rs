@@ -2,13 +2,13 @@
 
 #![allow(non_camel_case_types)]
 
+use super::handle::give;
 use super::input::{Callback, Input, SinkInput, read_sink};
 use super::send::{report, result};
 use super::status::*;
 use super::structs::{read_struct, slice_mut, write_optional, zeroed};
 use super::types::*;
 use super::{Error, guard};
-use crate::memory::try_box;
 use crate::sender::{Completion, End, Options, Ready, Refused, Sender, Submitted};
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
@@ -87,9 +87,8 @@ pub unsafe extern "C" fn sendgate_sender_new(
             // SAFETY: the header asks for NULL or a writable integer.
             unsafe { write_optional(sys_errno, error.errno) };
         })?;
-        // SAFETY: not NULL, and the header asks for a writable pointer.
-        unsafe { out.write(Box::into_raw(try_box(made)?)) };
-        Ok(SENDGATE_OK)
+        // SAFETY: the header asks for a writable pointer.
+        unsafe { give(out, made) }
     })
 }
 

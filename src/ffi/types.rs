@@ -126,10 +126,10 @@ pub struct sendgate_request {
 pub const SENDGATE_REP_FILE: u32 = 0;
 /// The representation is memory of the caller's.
 pub const SENDGATE_REP_MEMORY: u32 = 1;
-
 /// The representation is produced by the caller while it is sent: for sendgate_stream_start, and to
 /// decide. length is that of all of it.
 pub const SENDGATE_REP_STREAM: u32 = 2;
+
 /// mtime and mtime_nsec are set.
 pub const SENDGATE_REP_HAS_MTIME: u32 = 0x1;
 /// The entity tag was made from the modification time, so it is weak while that time is too
