@@ -14,7 +14,7 @@ examples: $(EXAMPLES:%=$(TARGET_DIR)/examples/%)
 examples-library:
 	cargo build --release --lib --locked
 
-$(TARGET_DIR)/examples/%: examples/%.c include/sendgate.h examples/examples.mk | examples-library
+$(TARGET_DIR)/examples/%: examples/%.c examples/site.h include/sendgate.h examples/examples.mk | examples-library
 	@mkdir -p $(@D)
 	$(CC) $(EXAMPLE_CFLAGS) -Iinclude $< $(TARGET_DIR)/release/libsendgate.a $(EXAMPLE_LIBS) -o $@
 

@@ -7,7 +7,7 @@
  *   what the server does itself                        what it leaves to sendgate
  *   ------------------------------------------------   -----------------------------------------------
  *   accept, wait, read, time out, close                sendgate_request_from_head: parse the request
- *   map a target to a path, and a path to a file       sendgate_open: open it, safely beneath DIR
+ *   map a target to a path (site.h)                    sendgate_open: open it, safely beneath DIR
  *   keep files open between requests                   sendgate_rep_from_fd: size, time, entity tag
  *   decide when it is whose turn                       sendgate_transfer_start, _step: conditions,
  *                                                      ranges, head, body
@@ -19,7 +19,7 @@
  *                              getsockopt, setsockopt and setsockopt, for TCP_CORK)
  *
  * With --offload the files are sent by a sendgate_sender: by its thread, or at once if that takes no waiting. Then a
- * large file that has to come from the disk holds nobody up. What differs is in part 5. System calls on a warm
+ * large file that has to come from the disk holds nobody up. What differs is in part 4. System calls on a warm
  * connection, besides epoll_wait, recv and a few that ask the page cache or a descriptor's flags:
  *   304, HEAD, up to 1 MiB     as above
  *   larger                     fstat, fcntl to dup the socket and the file, write if the sender's thread is asleep;
@@ -27,29 +27,21 @@
  *     on the sender's thread   send, sendfile for each time the socket has room, as above; close of both, write of the
  *                              eventfd
  *
- * Start reading at `serve` in part 4.
+ * Start reading at `serve` in part 3.
  */
-#include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <strings.h>
+#include <stddef.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
-#include <unistd.h>
 
-#include <sendgate.h>
+#include "site.h"
 
 enum {
     HEAD_MAX = 8192,        /* bytes of a request head; longer ones are answered 431 */
@@ -72,16 +64,6 @@ static void die(const char *what)
 {
     perror(what);
     exit(1);
-}
-
-static sendgate_str str(const char *s)
-{
-    return (sendgate_str){s, strlen(s)};
-}
-
-static bool is(sendgate_str s, const char *word)
-{
-    return s.len == strlen(word) && memcmp(s.ptr, word, s.len) == 0;
 }
 
 /* ---- 1. Lists --------------------------------------------------------------------------------- */
@@ -163,26 +145,20 @@ static bool file_is_current(struct file *f)
     return true;
 }
 
-static const char *type_of(const char *path)
+/* FNV-1a. */
+static uint32_t hash_of(const char *path)
 {
-    static const char *const types[][2] = {
-        {"css", "text/css"}, {"csv", "text/csv"}, {"gif", "image/gif"}, {"gz", "application/gzip"},
-        {"html", "text/html"}, {"ico", "image/x-icon"}, {"jpeg", "image/jpeg"}, {"jpg", "image/jpeg"},
-        {"js", "text/javascript"}, {"json", "application/json"}, {"md", "text/markdown"}, {"mp4", "video/mp4"},
-        {"pdf", "application/pdf"}, {"png", "image/png"}, {"svg", "image/svg+xml"}, {"txt", "text/plain"},
-        {"wasm", "application/wasm"}, {"webp", "image/webp"}, {"woff2", "font/woff2"}, {"xml", "application/xml"}};
-    const char *name = strrchr(path, '/');
-    const char *dot = strrchr(name != NULL ? name : path, '.');
-    for (size_t i = 0; dot != NULL && i < sizeof types / sizeof types[0]; i++)
-        if (strcasecmp(dot + 1, types[i][0]) == 0)
-            return types[i][1];
-    return "application/octet-stream";
+    uint32_t hash = 2166136261u;
+    while (*path != '\0')
+        hash = (hash ^ (unsigned char)*path++) * 16777619u;
+    return hash;
 }
 
 /* The file at path (relative to dir_fd, percent-decoded), from the table or opened now. The caller gives it back with
  * file_release. NULL: *error is an errno, EISDIR for a directory. */
-static struct file *file_get(const char *path, uint32_t hash, int *error)
+static struct file *file_get(const char *path, int *error)
 {
+    uint32_t hash = hash_of(path);
     uint32_t slot = hash % N_FILES;
     struct file *f = files[slot];
     if (f != NULL && f->hash == hash && strcmp(f->path, path) == 0) {
@@ -210,7 +186,7 @@ static struct file *file_get(const char *path, uint32_t hash, int *error)
         return NULL;
     }
     *f = (struct file){.refs = 2, .hash = hash, .fd = fd, .dev = st.st_dev, .ino = st.st_ino,
-                       .checked = tick, .used = tick, .type = type_of(path)};
+                       .checked = tick, .used = tick, .type = site_type(path)};
     memcpy(f->path, path, size);
     file_forget(slot);
     files[slot] = f;
@@ -225,81 +201,7 @@ static void files_close_unused(int64_t since)
             file_forget(i);
 }
 
-/* ---- 3. From request to file ------------------------------------------------------------------ */
-
-static int hex(char c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    c |= 0x20;
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
-/* The path that a request target names, relative and percent-decoded, and its hash (FNV-1a). The query is dropped,
- * "/" at the end becomes "/index.html". That it stays beneath the directory is sendgate_open's business.
- * Returns an HTTP status: 0, or 400 if the target is malformed, or 404 if no file can have that name. */
-static unsigned decode_target(sendgate_str target, char path[PATH_MAX], uint32_t *hash)
-{
-    const char *p = target.ptr, *end = p + target.len;
-    if (target.len == 0 || *p != '/') { /* absolute form: RFC 9112 3.2.2 */
-        if (target.len <= 7 || strncasecmp(p, "http://", 7) != 0)
-            return 400;
-        const char *slash = memchr(p + 7, '/', target.len - 7);
-        p = slash != NULL ? slash : end;
-    }
-    while (p < end && *p == '/')
-        p++;
-    size_t n = 0;
-    uint32_t h = 2166136261u;
-    static const char index[] = "index.html";
-    while (p < end && *p != '?') {
-        if (n >= PATH_MAX - sizeof index)
-            return 404;
-        char c = *p++;
-        if (c == '%') {
-            int high = end - p >= 2 ? hex(p[0]) : -1, low = high >= 0 ? hex(p[1]) : -1;
-            if (low < 0)
-                return 400;
-            c = (char)(high * 16 + low);
-            p += 2;
-        }
-        if (c == '\0')
-            return 400;
-        path[n++] = c;
-        h = (h ^ (unsigned char)c) * 16777619u;
-    }
-    path[n] = '\0';
-    if (n == 0 || path[n - 1] == '/') {
-        memcpy(path + n, index, sizeof index);
-        h = ~h; /* as good as hashing the name */
-    }
-    *hash = h;
-    return 0;
-}
-
-/* Where a directory asked for without "/" at the end really is: "./NAME/?QUERY", relative to the target as it was
- * sent, so that no host and no scheme can be smuggled into it ("//evil.example/.." as a target). */
-static void directory_location(sendgate_str target, char location[HEAD_MAX + 8], size_t *len)
-{
-    const char *query = memchr(target.ptr, '?', target.len);
-    const char *end = target.ptr + target.len, *name_end = query != NULL ? query : end, *name = name_end;
-    while (name > target.ptr && name[-1] != '/')
-        name--;
-    *len = (size_t)snprintf(location, HEAD_MAX + 8, "./%.*s/%.*s", (int)(name_end - name), name,
-                            (int)(end - name_end), name_end);
-}
-
-static unsigned status_of(int error)
-{
-    if (error == EACCES || error == EPERM)
-        return 403;
-    if (error == EMFILE || error == ENFILE || error == ENOMEM)
-        return 503;
-    /* The others: there is no such file (ENOENT, ENOTDIR, ...), or it is not beneath the directory (EXDEV, ELOOP). */
-    return error == EIO ? 500 : 404;
-}
-
-/* ---- 4. A connection's life ------------------------------------------------------------------- */
+/* ---- 3. A connection's life ------------------------------------------------------------------- */
 
 struct conn {
     struct link link;            /* first, so that a list's links are connections */
@@ -399,47 +301,37 @@ static enum next transfer_start(struct conn *c, const sendgate_exchange *ex)
 static enum next answer_status(struct conn *c, const sendgate_request *request, unsigned status,
                                const sendgate_header *header)
 {
-    static const char *const texts[] = {
-        "301 Moved Permanently\n", "400 Bad Request\n", "403 Forbidden\n", "404 Not Found\n",
-        "405 Method Not Allowed\n", "431 Request Header Fields Too Large\n", "500 Internal Server Error\n",
-        "503 Service Unavailable\n"};
-    const char *text = "";
-    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++)
-        if ((unsigned)atoi(texts[i]) == status)
-            text = texts[i];
-    sendgate_rep rep = {.size = sizeof rep, .kind = SENDGATE_REP_MEMORY, .memory = text, .length = strlen(text),
-                        .content_type = str("text/plain")};
+    sendgate_rep rep = site_text(status);
     sendgate_exchange ex = {.size = sizeof ex, .request = request, .rep = &rep, .headers = header,
                             .n_headers = header != NULL, .now = wall, .http_status = status,
                             .head_flags = request == NULL ? SENDGATE_HEAD_CLOSE : 0};
     return transfer_start(c, &ex);
 }
 
-static enum next offload(struct conn *c, const sendgate_exchange *ex); /* in part 5 */
+static enum next offload(struct conn *c, const sendgate_exchange *ex); /* in part 4 */
 
 /* Start the answer to one request. */
 static enum next answer(struct conn *c, const sendgate_request *request)
 {
-    if (!is(request->method, "GET") && !is(request->method, "HEAD")) {
-        sendgate_header allow = {.field = {str("Allow"), str("GET, HEAD")}};
+    if (!site_is(request->method, "GET") && !site_is(request->method, "HEAD")) {
+        sendgate_header allow = {.field = {site_str("Allow"), site_str("GET, HEAD")}};
         return answer_status(c, request, 405, &allow);
     }
     char path[PATH_MAX];
-    uint32_t hash;
-    unsigned status = decode_target(request->target, path, &hash);
+    unsigned status = site_path(request->target, path);
     if (status != 0)
         return answer_status(c, request, status, NULL);
 
     int error = 0;
-    struct file *f = file_get(path, hash, &error);
+    struct file *f = file_get(path, &error);
     if (f == NULL && error == EISDIR) {
-        char location[HEAD_MAX + 8];
-        sendgate_header header = {.field = {str("Location"), {location, 0}}};
-        directory_location(request->target, location, &header.field.value.len);
+        char buf[HEAD_MAX + 8];
+        sendgate_str location = site_location(request->target, buf, sizeof buf);
+        sendgate_header header = {.field = {site_str("Location"), location}};
         return answer_status(c, request, 301, &header);
     }
     if (f == NULL)
-        return answer_status(c, request, status_of(error), NULL);
+        return answer_status(c, request, site_status(error), NULL);
 
     sendgate_rep rep = {.size = sizeof rep}; /* filled from the file as it is now, not as it was when opened */
     char etag[SENDGATE_ETAG_MAX];
@@ -447,7 +339,7 @@ static enum next answer(struct conn *c, const sendgate_request *request)
         file_release(f);
         return answer_status(c, request, 500, NULL);
     }
-    rep.content_type = str(f->type);
+    rep.content_type = site_str(f->type);
     sendgate_exchange ex = {.size = sizeof ex, .request = request, .rep = &rep, .now = wall};
     c->file = f;
     return sender != NULL ? offload(c, &ex) : transfer_start(c, &ex);
@@ -540,7 +432,7 @@ static void serve(struct conn *c)
     }
 }
 
-/* ---- 5. Offloading ------------------------------------------------------------------------------ */
+/* ---- 4. Offloading ------------------------------------------------------------------------------ */
 
 /* With a sender this loop decides what is sent, and the sender's thread sends it:
  *
@@ -571,7 +463,7 @@ static enum next offload(struct conn *c, const sendgate_exchange *ex)
         /* It has as many responses as it takes, or there are no descriptors left. Waiting for one to end would look
          * kinder, but the clients that hold the places may do so for hours, and nobody could tell this server from a
          * dead one. With a 503 the client, or the proxy in front, knows at once. */
-        sendgate_header later = {.field = {str("Retry-After"), str("5")}};
+        sendgate_header later = {.field = {site_str("Retry-After"), site_str("5")}};
         return answer_status(c, ex->request, 503, &later);
     }
     return conn_answered(c, result.connection) ? GO_ON : LEAVE;
@@ -634,7 +526,7 @@ static void offload_start(uint64_t descriptors)
         die("fileserver: epoll");
 }
 
-/* ---- 6. The loop ------------------------------------------------------------------------------ */
+/* ---- 5. The loop ------------------------------------------------------------------------------ */
 
 static void conn_event(struct conn *c, uint32_t events)
 {

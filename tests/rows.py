@@ -331,6 +331,20 @@ def build_request(row: Row, target: str, host: str, etag: str) -> bytes:
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
+#: Content that a request announces by its fields.
+_CONTENT = {
+    "conn-unread-chunked-body": b"5\r\nHello\r\n0\r\n\r\n",
+    "conn-unread-body-of-known-length": b"1234567",
+}
+
+
+def content_of(row: Row) -> bytes:
+    """What follows the head of the row's request. ``build_request`` leaves it out; a server may want to have it before
+    it answers.
+    """
+    return _CONTENT.get(row.name, b"12345" if row.body else b"")
+
+
 def probe(target: str, host: str = "localhost") -> bytes:
     """A second request for ``fetch``, which shows that the first answer left the connection in step."""
     return f"HEAD {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode("latin-1")

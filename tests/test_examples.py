@@ -5,172 +5,25 @@ They are built here with `make -f examples/examples.mk examples`, so the library
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
-import resource
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import rows
+from serving import BIG, MIB, OLD, PROGRAMS, Connection, Server, make, until
 
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAMS = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "examples"
-MIB = 1 << 20
-OLD = 784111777  # Sun, 06 Nov 1994 08:49:37 GMT: old enough for strong entity tags
-BIG = 20 * MIB
-
-
-class Server:
-    """A running example. `prefix` is a command to run it under (strace, valgrind). `directory` is what it takes behind
-    its port.
-    """
-
-    def __init__(
-        self,
-        program: str,
-        directory: Path | str,
-        *options: str,
-        prefix: tuple[str, ...] = (),
-        max_files: int | None = None,
-    ) -> None:
-        def limit() -> None:
-            if max_files is not None:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))
-
-        self.process = subprocess.Popen(
-            [*prefix, str(PROGRAMS / program), *options, "0", str(directory)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            preexec_fn=limit,
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline().decode()
-        match = re.fullmatch(r"listening on 127\.0\.0\.1:(\d+)\n", line)
-        if not match:
-            self.process.kill()
-            raise AssertionError(f"{program} said {line!r}; {self.process.communicate()[1].decode()}")
-        self.address = ("127.0.0.1", int(match[1]))
-
-    def stop(self, number: int = signal.SIGTERM) -> str:
-        """End it as Ctrl-C does: its exit status must be 0. Returns what it wrote to standard error."""
-        pid = self.process.pid
-        if self.process.args[0] == "strace":  # type: ignore[index]
-            pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
-        os.kill(pid, number)
-        error = self.process.communicate(timeout=30)[1].decode()
-        assert self.process.returncode == 0, (self.process.returncode, error)
-        return error
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
-
-    def descriptors(self) -> list[str]:
-        """What it has open."""
-        names = []
-        for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # closed in the meantime
-                names.append(os.readlink(entry))
-        return sorted(names)
-
-    def get(self, target: str, *fields: str, method: str = "GET", version: str = "1.1") -> rows.Response:
-        """One request on a connection of its own; everything about the answer's framing is checked."""
-        lines = [f"{method} {target} HTTP/{version}", "Host: localhost", *fields]
-        probe = rows.probe("/small.txt")
-        return rows.fetch(self.address, ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"), probe=probe)
-
-
-class Connection:
-    """A client that keeps its connection and reads one answer after the other."""
-
-    def __init__(self, address: tuple[str, int], receive_buffer: int | None = None) -> None:
-        self.socket = socket.socket()
-        if receive_buffer is not None:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.socket.settimeout(20)
-        self.socket.connect(address)
-        self.pending = b""
-
-    def __enter__(self) -> Connection:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-    def send(self, *lines: str) -> None:
-        """Send lines and the empty line that ends a head."""
-        self.socket.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-
-    def get(self, target: str, *fields: str, method: str = "GET") -> rows.Response:
-        """One request and its answer."""
-        self.send(f"{method} {target} HTTP/1.1", "Host: localhost", *fields)
-        return self.answer(method)
-
-    def more(self) -> None:
-        """Receive once; EOFError at the end of the stream."""
-        data = self.socket.recv(1 << 18)
-        if not data:
-            raise EOFError(f"closed; {len(self.pending)} bytes are left")
-        self.pending += data
-
-    def head(self) -> rows.Response:
-        """The next answer's head."""
-        while b"\r\n\r\n" not in self.pending:
-            self.more()
-        head, mark, self.pending = self.pending.partition(b"\r\n\r\n")
-        return rows.parse_response(head + mark, body_follows=False)
-
-    def answer(self, method: str = "GET") -> rows.Response:
-        """The next answer; what has come behind it stays in `pending`."""
-        response = self.head()
-        length = 0 if method == "HEAD" or response.status == 304 else int(response.get("Content-Length") or "0")
-        chunks, got = [self.pending], len(self.pending)
-        while got < length:
-            data = self.socket.recv(1 << 18)
-            if not data:
-                raise EOFError(f"closed after {got} of {length} bytes")
-            chunks.append(data)
-            got += len(data)
-        data = b"".join(chunks)
-        response.body, self.pending = data[:length], data[length:]
-        return response
-
-    def reset(self) -> None:
-        """Close with a reset instead of an orderly end."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.socket.close()
-
-
-def make(path: Path, data: bytes, mtime: int = OLD) -> Path:
-    """Write a file with that modification time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    os.utime(path, (mtime, mtime))
-    return path
-
-
-def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Ask again and again until it is so."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from commands import need, run
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = re.search(r'^version = "(.*)"$', (ROOT / "Cargo.toml").read_text(), re.M)[1]  # type: ignore[index]
@@ -20,41 +21,6 @@ ANSWERED = "SENDGATE_OK, status 206, "
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Werror")
 C = ("c99", "c11", "c17", "c2x")
 CXX = ("c++11", "c++14", "c++17", "c++20")
-
-
-def run(*command: str | Path, **keywords: object) -> str:
-    """What a command prints; it has to succeed."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, **keywords)  # type: ignore[call-overload]
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return str(done.stdout)
-
-
-def need(program: str, package: str) -> None:
-    """Skip without that program."""
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed (Debian: apt-get install {package})")
-
-
-@pytest.fixture(scope="module")
-def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where it is installed, by way of a DESTDIR, as a package is."""
-    stage = tmp_path_factory.mktemp("stage")
-    prefix = tmp_path_factory.mktemp("installed") / "prefix"
-    run("make", "-s", "install", f"PREFIX={prefix}", f"DESTDIR={stage}", cwd=ROOT)
-    shutil.move(str(stage) + str(prefix), prefix)
-    # Nothing else was written, and nothing knows of the DESTDIR.
-    assert not [path for path in stage.rglob("*") if not path.is_dir()]
-    for path in prefix.rglob("*"):
-        if path.suffix in (".pc", ".cmake"):
-            assert str(stage) not in path.read_text()
-    return prefix
-
-
-@pytest.fixture
-def environment(prefix: Path) -> dict[str, str]:
-    """With which pkg-config finds it, and a program its library."""
-    found = {"PKG_CONFIG_PATH": str(prefix / "lib/pkgconfig"), "LD_LIBRARY_PATH": str(prefix / "lib")}
-    return {**os.environ, **found}
 
 
 def test_what_is_installed(prefix: Path) -> None:

@@ -10,17 +10,6 @@ import rows
 
 SOCKET_ROWS = [row for row in rows.load() if row.values_only is None]
 
-#: Content that a request announces. rows.build_request leaves it out; a server may want to have it before it answers.
-CONTENT = {
-    "conn-unread-chunked-body": b"5\r\nHello\r\n0\r\n\r\n",
-    "conn-unread-body-of-known-length": b"1234567",
-}
-
-
-def content_of(row: rows.Row) -> bytes:
-    """What follows the head of the row's request."""
-    return CONTENT.get(row.name, b"12345" if row.body else b"")
-
 
 def answers(
     row: rows.Row, address: rows.Address, files: Path, prefix: str = "/files/", times: int = 1
@@ -33,7 +22,7 @@ def answers(
     try:
         tag = rows.file_tag(path)
         target = prefix + path.name
-        request = rows.build_request(row, target, "localhost", tag) + content_of(row)
+        request = rows.build_request(row, target, "localhost", tag) + rows.content_of(row)
         return tag, [rows.fetch(address, request, timeout=60, probe=rows.probe(target)) for _ in range(times)]
     finally:
         path.unlink()
@@ -54,7 +43,7 @@ def as_served(row: rows.Row, persistent: bool = True, charset: bool = True) -> r
         if name != "Connection"
     ]
     expect["absent"] = [name for name in row.expect.get("absent", []) if name != "Connection"]
-    if row.version == 10 or content_of(row):
+    if row.version == 10 or rows.content_of(row):
         expect.pop("keep_alive", None)
     elif not persistent and "keep_alive" in expect:
         expect["keep_alive"] = False

@@ -1,0 +1,22 @@
+"""Other people's programs, run by the tests."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+def run(*command: str | Path, **keywords: object) -> str:
+    """What a command prints; it has to succeed."""
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, **keywords)  # type: ignore[call-overload]
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return str(done.stdout)
+
+
+def need(program: str, package: str) -> None:
+    """Skip without that program."""
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed (Debian: apt-get install {package})")

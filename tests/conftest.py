@@ -1,0 +1,35 @@
+"""The library as `make install` leaves it, for the tests that build programs against that."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from commands import run
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where it is installed, by way of a DESTDIR, as a package is."""
+    stage = tmp_path_factory.mktemp("stage")
+    prefix = tmp_path_factory.mktemp("installed") / "prefix"
+    run("make", "-s", "install", f"PREFIX={prefix}", f"DESTDIR={stage}", cwd=ROOT)
+    shutil.move(str(stage) + str(prefix), prefix)
+    # Nothing else was written, and nothing knows of the DESTDIR.
+    assert not [path for path in stage.rglob("*") if not path.is_dir()]
+    for path in prefix.rglob("*"):
+        if path.suffix in (".pc", ".cmake"):
+            assert str(stage) not in path.read_text()
+    return prefix
+
+
+@pytest.fixture(scope="session")
+def environment(prefix: Path) -> dict[str, str]:
+    """With which pkg-config finds it, and a program its library."""
+    found = {"PKG_CONFIG_PATH": str(prefix / "lib/pkgconfig"), "LD_LIBRARY_PATH": str(prefix / "lib")}
+    return {**os.environ, **found}
