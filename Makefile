@@ -2,7 +2,7 @@
 # checkout changes, but for Debian packages that tests need, which `make test` installs where it may.
 
 .DEFAULT_GOAL := help
-.PHONY: help lib man install uninstall dist header serve test test-rust test-python test-others test-documents test-newest-django test-examples lint bench bench-decide bench-run bench-slow bench-stall bench-python bench-fastcgi bench-peers soak doc clean setup-system setup-python setup-dev
+.PHONY: help lib man abi-dump install uninstall dist header serve test test-rust test-python test-others test-documents test-newest-django test-examples lint bench bench-decide bench-run bench-slow bench-stall bench-python bench-fastcgi bench-peers soak doc clean setup-system setup-python setup-dev
 
 CARGO ?= cargo
 PYTHON_RUN = .venv/bin/python
@@ -81,6 +81,9 @@ lint: setup-dev ## rustfmt, clippy, ruff, mypy
 
 header: ## make include/sendgate.h anew from src/ffi
 	SENDGATE_WRITE_HEADER=1 $(CARGO) test --locked --test abi header_is_current
+
+abi-dump: ## enter this version into tests/abi, for later ones to be compared with: once for each release
+	SENDGATE_WRITE_ABI=1 $(CARGO) test --locked --test abi abidiff
 
 doc: ## the Rust documentation, in target/doc
 	$(CARGO) doc --no-deps --locked

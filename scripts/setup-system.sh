@@ -11,6 +11,7 @@ need() { # COMMAND PACKAGE
 need_file() { # FILE PACKAGE
     if [ ! -e "$1" ]; then missing="$missing $2"; fi
 }
+need abidiff abigail-tools
 need cc gcc
 need c++ g++
 need clang clang

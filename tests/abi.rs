@@ -161,6 +161,65 @@ fn soname() {
     assert!(line.ends_with(&format!("[libsendgate.so.{major}]")), "{line}");
 }
 
+/// What abidiff(1) says of this library, held against a dump of an older one; `None`: they are compatible.
+fn abidiff(dump: &Path) -> Option<String> {
+    let mut command = Command::new("abidiff");
+    command.arg("--suppressions").arg(root().join("tests/abi/suppressions.ini")).arg("--no-added-syms");
+    let output = command.arg(dump).arg(shared_library()).output().expect("abidiff runs");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    (!output.status.success()).then_some(said)
+}
+
+/// Functions, their parameters and the structs of the header, as they are in the library's debugging information: none
+/// differs from any release's in `tests/abi`. `make abi-dump` enters a new one.
+#[test]
+fn abidiff_finds_nothing() {
+    if Command::new("abidiff").arg("--version").output().is_err() {
+        // Past libtest's capture.
+        let reason = b"skipped: abidiff is not installed (Debian: apt-get install abigail-tools)\n";
+        return std::io::Write::write_all(&mut std::io::stderr(), reason).expect("standard error");
+    }
+    let folder = root().join("tests/abi");
+    if std::env::var_os("SENDGATE_WRITE_ABI").is_some() {
+        let dump = folder.join(format!("libsendgate-{}.abi", env!("CARGO_PKG_VERSION")));
+        let mut command = Command::new("abidw");
+        command.args(["--no-show-locs", "--no-corpus-path", "--no-comp-dir-path", "--no-elf-needed"]);
+        command.args(["--type-id-style", "hash", "--suppressions"]).arg(folder.join("suppressions.ini"));
+        output(command.arg("--out-file").arg(dump).arg(shared_library()));
+    }
+    let entries = std::fs::read_dir(&folder).expect("tests/abi").map(|entry| entry.expect("an entry").path());
+    let dumps: Vec<_> = entries.filter(|path| path.extension().is_some_and(|ending| ending == "abi")).collect();
+    assert!(!dumps.is_empty(), "no dump in tests/abi");
+    for dump in &dumps {
+        assert_eq!(abidiff(dump), None, "{}", dump.display());
+    }
+
+    // What isn't compatible is seen; a struct that has grown at its end is, if it has a size.
+    let dump = std::fs::read_to_string(&dumps[0]).expect("UTF-8");
+    let sink = dump.find("<class-decl name='sendgate_sink'").expect("the struct");
+    let end = sink + dump[sink..].find("</class-decl>").expect("its end");
+    let member = |name: &str| {
+        let at = sink + dump[sink..end].find(&format!("name='{name}'")).expect("a member");
+        dump[..at].rfind("<data-member").expect("where it begins")
+    };
+    let compare = |changed: &str| {
+        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("abi-{}.abi", std::process::id()));
+        std::fs::write(&file, changed).expect("write");
+        let said = abidiff(&file);
+        std::fs::remove_file(&file).expect("remove");
+        said
+    };
+    let header = &dump[sink..member("size")];
+    let shorter = header.replacen("'448'", "'384'", 1);
+    assert_ne!(shorter, header, "sendgate_sink has another size: change this test too");
+    let before = format!("{}{shorter}{}", &dump[..sink], &dump[member("size")..member("fcgi_request_id")]);
+    assert_eq!(compare(&format!("{before}{}", &dump[end..])), None);
+    let without = format!("{}{}", &dump[..member("user")], &dump[member("fd")..]);
+    assert!(compare(&without).is_some_and(|said| said.contains("user")));
+    let other_name = dump.replace("elf-symbol name='sendgate_open'", "elf-symbol name='sendgate_gone'");
+    assert!(compare(&other_name).is_some_and(|said| said.contains("sendgate_gone")));
+}
+
 /// A text of the library's, as C sees it.
 fn text(text: *const c_char) -> String {
     assert!(!text.is_null());

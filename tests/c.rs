@@ -1,7 +1,7 @@
 //! The C programs in `tests/c`, built as a C user would build them, against the libraries of this very build.
 //!
 //! Each runs four ways: linked with `libsendgate.a`, with `libsendgate.so`, with the sanitizers, and under
-//! Valgrind. A program prints what failed and exits non-zero.
+//! Valgrind. Those that need no more than the first version's header has are built with that one too. A program prints what failed and exits non-zero.
 
 mod rows;
 
@@ -18,6 +18,8 @@ enum Mode {
     Shared,
     Sanitized,
     Valgrind,
+    /// Compiled with the first version's header, and linked with today's `libsendgate.so`.
+    FirstHeader,
 }
 
 const WARNINGS: &[&str] =
@@ -124,10 +126,16 @@ fn build(program: &str, mode: Mode, dir: &Path) -> PathBuf {
     let binary = dir.join(program);
     let mut cc = Command::new(compiler());
     cc.args(["-std=c99", "-D_GNU_SOURCE", "-g", "-O1", "-fno-omit-frame-pointer"]).args(WARNINGS);
-    cc.arg("-I").arg(root().join("include")).arg("-o").arg(&binary);
-    cc.arg(sources.join(program).with_extension("c")).arg(sources.join("check.c"));
+    let header = if mode == Mode::FirstHeader { "tests/abi/first" } else { "include" };
+    cc.arg("-I").arg(root().join(header)).arg("-o").arg(&binary);
+    let source = sources.join(program).with_extension("c");
+    let text = std::fs::read_to_string(&source).expect("UTF-8");
+    if text.contains("#include \"flight.h\"") {
+        cc.arg(sources.join("flight.c"));
+    }
+    cc.arg(source).arg(sources.join("check.c"));
     match mode {
-        Mode::Shared => {
+        Mode::Shared | Mode::FirstHeader => {
             // The name that the library gives itself, which the loader looks for.
             let soname = dir.join("libsendgate.so.0");
             std::os::unix::fs::symlink(artefacts().join("libsendgate.so"), &soname).expect("symlink");
@@ -148,7 +156,7 @@ fn build(program: &str, mode: Mode, dir: &Path) -> PathBuf {
             assert!(symbols.contains(wanted), "{program} was built without {wanted}");
         }
     }
-    if mode == Mode::Shared {
+    if matches!(mode, Mode::Shared | Mode::FirstHeader) {
         let needed = succeed(Command::new("readelf").arg("-d").arg(&binary), b"");
         assert!(needed.contains("[libsendgate.so.0]"), "{program} does not ask for libsendgate.so.0:\n{needed}");
     }
@@ -225,6 +233,43 @@ macro_rules! programs {
 programs! {
     header respond transfer split structs head given_head simple open fastcgi tls receive receive_faults
     sender_disk sender sender_host sender_peers sender_threads sender_faults sender_many stream stream_faults
+}
+
+/// All functions of the first version's header, called by programs that know nothing else: structs are as long as they
+/// were then.
+mod with_the_first_header {
+    use super::*;
+
+    macro_rules! programs {
+        ($($name:ident)*) => { $(#[test]
+        fn $name() {
+            program(stringify!($name), Mode::FirstHeader, b"");
+        })* };
+    }
+    programs! { head open respond simple split transfer }
+
+    #[test]
+    fn cases() {
+        cases::every_row(Mode::FirstHeader);
+    }
+
+    #[test]
+    fn all_functions() {
+        let header = std::fs::read_to_string(root().join("tests/abi/first/sendgate.h")).expect("UTF-8");
+        let mut sources = String::new();
+        for name in ["cases", "check", "head", "open", "respond", "simple", "split", "transfer"] {
+            sources += &std::fs::read_to_string(root().join("tests/c").join(name).with_extension("c")).expect("UTF-8");
+        }
+        let mut functions = 0;
+        for (at, _) in header.match_indices("sendgate_") {
+            let name: String = header[at..].chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+            if header[at + name.len()..].starts_with('(') && name != "sendgate_status" {
+                assert!(sources.contains(&format!("{name}(")), "{name} isn't called");
+                functions += 1;
+            }
+        }
+        assert!(functions > 15, "{functions}");
+    }
 }
 
 /// The header by itself is clean in every C and C++ that it is for, with each compiler that is installed.
@@ -343,7 +388,7 @@ mod cases {
         answers
     }
 
-    fn every_row(mode: Mode) {
+    pub fn every_row(mode: Mode) {
         let Some(output) = program("cases", mode, input(&rows::load()).as_bytes()) else { return };
         let mut answers = answers(&output);
         rows::run(|row| answers.remove(&row.name).unwrap_or_else(|| Err("no answer".to_owned())));

@@ -149,6 +149,8 @@ static void check_heads(sendgate_exchange *exchange, const char *head, size_t le
 
 /* ---- A stream and memory ---- */
 
+#ifdef SENDGATE_REP_STREAM /* not in the first version's header */
+
 #define MAX_CONTENT 100000
 
 struct collected {
@@ -213,6 +215,12 @@ static void check_stream(struct ask *ask)
     }
     sendgate_stream_free(stream);
 }
+#else
+static void check_stream(struct ask *ask)
+{
+    (void)ask;
+}
+#endif
 
 static void run_row(void)
 {
@@ -292,7 +300,9 @@ int main(void)
         }
     }
     free(line);
+#ifdef SENDGATE_REP_STREAM
     check_case("streams");
     CHECK(agreed > 200);
+#endif
     return check_end();
 }

@@ -1,7 +1,7 @@
 /* FastCGI from C: what a front server sends, cut anywhere; and answers in records by every call that sends, put
  * together again by a reader of this test's own.
  */
-#include "check.h"
+#include "flight.h"
 
 #include <fcntl.h>
 #include <linux/sockios.h>

@@ -1,7 +1,7 @@
 /* The background sender on real sockets: every kind of answer, what it leaves of the caller's descriptors,
  * completions and how they are told, write functions, cancelling, and limits.
  */
-#include "check.h"
+#include "flight.h"
 
 #include <errno.h>
 #include <fcntl.h>

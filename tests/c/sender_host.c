@@ -1,5 +1,5 @@
 /* The background sender within its host: its thread and the host's threads, signals, fork, and the end of it all. */
-#include "check.h"
+#include "flight.h"
 
 #include <dirent.h>
 #include <errno.h>

@@ -1,7 +1,7 @@
 /* The background sender and what others do meanwhile: descriptor numbers that come to mean something else, peers that go
  * away or are slow, files that change, and responses that must not hold each other up.
  */
-#include "check.h"
+#include "flight.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -4,7 +4,7 @@
  *
  * SENDGATE_TEST_SEED repeats a run as far as the threads let it; SENDGATE_TEST_SECONDS makes it a long one.
  */
-#include "check.h"
+#include "flight.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -373,9 +373,20 @@ static void flat(void)
     close(fd);
 }
 
+/* What a program asks that may be older than its library, or newer. */
+static void library(void)
+{
+    check_case("library");
+    const uint32_t header = (uint32_t)SENDGATE_VERSION_MAJOR << 16 | SENDGATE_VERSION_MINOR << 8 | SENDGATE_VERSION_PATCH;
+    CHECK(sendgate_version() >= header && sendgate_version() >> 16 == SENDGATE_VERSION_MAJOR);
+    CHECK((sendgate_features() & SENDGATE_FEATURE_SENDFILE) != 0);
+    CHECK(strcmp(sendgate_status_message(SENDGATE_ERR_TRUNCATED), sendgate_status_message(SENDGATE_OK)) != 0);
+}
+
 int main(void)
 {
     check_begin();
+    library();
     MUST(signal(SIGPIPE, SIG_DFL) != SIG_ERR);
     close(file_make("answer", SIZE));
     close(file_make("empty", 0));

@@ -1,7 +1,7 @@
 /* Streams on real sockets: every way in which content ends, each piece with the peer before the next is made, and all
  * that can go wrong on the way. What the peer gets is read by this program's own reader.
  */
-#include "check.h"
+#include "flight.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -1,5 +1,5 @@
 /* Structs of other sizes than this header's, NULL in every place, lengths that can't be, bits nobody knows. */
-#include "check.h"
+#include "flight.h"
 
 #include <fcntl.h>
 #include <stdio.h>
