@@ -3,7 +3,7 @@
 use super::input::{Input, RawFields};
 use super::status::*;
 use super::structs::{
-    c_string, check_out, read_struct, slice, slice_mut, to_str, write_optional, write_struct, zeroed,
+    c_string, check_out, read_struct, slice, slice_mut, to_field, to_str, write_optional, write_struct, zeroed,
 };
 use super::types::*;
 use super::{Error, guard};
@@ -378,7 +378,7 @@ impl FieldSink for FieldArray<'_> {
             self.needed = end;
         }
         if let Some(place) = self.fields.get_mut(self.n_fields) {
-            *place = sendgate_field { name: to_str(Some(name)), value: to_str(Some(kept)) };
+            *place = to_field(name, kept);
         }
         self.n_fields += 1;
     }

@@ -6,7 +6,9 @@ use super::decide::fill_request;
 use super::handle::{Exclusive, give, handle, take_back};
 use super::input::RawFields;
 use super::status::*;
-use super::structs::{bytes, check_out, read_struct, slice, slice_mut, to_str, write_optional, write_struct, zeroed};
+use super::structs::{
+    bytes, check_out, read_struct, slice, slice_mut, to_field, to_str, write_optional, write_struct, zeroed,
+};
 use super::types::*;
 use super::{Error, guard};
 use crate::fastcgi::pairs::{Pairs, lengths};
@@ -112,9 +114,7 @@ pub unsafe extern "C" fn sendgate_fcgi_feed(
                 }
                 // They were found to be well-formed.
                 let fields = parser.params().map_while(Result::ok);
-                params.extend(
-                    fields.map(|(name, value)| sendgate_field { name: to_str(Some(name)), value: to_str(Some(value)) }),
-                );
+                params.extend(fields.map(|(name, value)| to_field(name, value)));
                 told.params = params.as_ptr();
                 told.n_params = params.len();
                 SENDGATE_FCGI_PARAMS
@@ -249,7 +249,7 @@ pub unsafe extern "C" fn sendgate_fcgi_decode_params(
         for pair in Pairs::new(data) {
             let (name, value) = pair.map_err(|_| Error::new(SENDGATE_ERR_FASTCGI))?;
             if let Some(place) = places.get_mut(count) {
-                *place = sendgate_field { name: to_str(Some(name)), value: to_str(Some(value)) };
+                *place = to_field(name, value);
             }
             count += 1;
         }

@@ -5,7 +5,7 @@
 use super::handle::{Exclusive, give, handle, take_back};
 use super::input::RawHeaders;
 use super::status::*;
-use super::structs::{slice, to_str};
+use super::structs::{slice, to_field, to_str};
 use super::types::*;
 use super::{Error, guard};
 use crate::headers::Headers;
@@ -215,7 +215,7 @@ pub unsafe extern "C" fn sendgate_headers_list(
                 Rule::Remove => SENDGATE_RULE_REMOVE,
             };
             array.push(sendgate_header {
-                field: sendgate_field { name: to_str(Some(name)), value: to_str(Some(value)) },
+                field: to_field(name, value),
                 rule: rule | if frozen { SENDGATE_RULE_FROZEN } else { 0 },
                 reserved: 0,
             });

@@ -190,3 +190,7 @@ pub(crate) fn to_str(bytes: Option<&[u8]>) -> sendgate_str {
         None => sendgate_str { ptr: std::ptr::null(), len: 0 },
     }
 }
+
+pub(crate) fn to_field(name: &[u8], value: &[u8]) -> sendgate_field {
+    sendgate_field { name: to_str(Some(name)), value: to_str(Some(value)) }
+}
