@@ -10,31 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-HEADER = ROOT / "include/sendgate.h"
-#: Status codes, which have a page of their own.
-STATUS = re.compile(r"SENDGATE_(OK|ERR_|WANT_|YIELD|EMPTY|PENDING)")
-COMMENT = re.compile(r"/\*\*\n(.*?) \*/\n", re.S)
-
-
-def version() -> str:
-    """The library's version."""
-    text = (ROOT / "Cargo.toml").read_text()
-    match = re.search(r'^version = "(.*)"$', text, re.M)
-    assert match
-    return match[1]
-
-
-def since() -> dict[str, str]:
-    """The version that introduced each function."""
-    lines = (ROOT / "tests/symbols.txt").read_text().splitlines()
-    return {name: number for number, name in (line.split() for line in lines if line and line[0] != "#")}
-
-
-def prose(comment: str) -> list[str]:
-    """The paragraphs of a comment."""
-    lines = [line.strip().removeprefix("*").strip() for line in comment.splitlines()]
-    return [" ".join(paragraph.split("\n")) for paragraph in "\n".join(lines).strip().split("\n\n")]
+from c_header import HEADER, STATUS, Declaration, declarations, members, mentioned, rules, since, version
 
 
 def escape(text: str) -> str:
@@ -48,76 +24,6 @@ def emphasise(text: str) -> str:
     return re.sub(r"\b((?:sendgate|SENDGATE)_\w+)", r"\\fB\1\\fR", escape(text))
 
 
-class Declaration:
-    """A function, struct, type or constant, with its comment."""
-
-    def __init__(self, comment: str, code: str) -> None:
-        self.paragraphs = prose(comment)
-        self.code = code.rstrip()
-        match = (
-            re.match(r"#define (\w+)", code)
-            or re.match(r"typedef struct (\w+)", code)
-            or re.match(r"typedef .*\(\*(\w+)\)", code)
-            or re.match(r"typedef \w+ (\w+);", code)
-            or re.search(r"\b(sendgate_\w+)\(", code)
-        )
-        assert match, code
-        self.name = match[1]
-        is_callback = re.match(r"typedef .*\(\*", code)
-        self.kind = (
-            "constant"
-            if code.startswith("#define")
-            else "struct"
-            if re.match(r"typedef struct \w+ \{", code)
-            else "opaque"
-            if code.startswith("typedef struct")
-            else "callback"
-            if is_callback
-            else "type"
-            if code.startswith("typedef")
-            else "function"
-        )
-
-    @property
-    def summary(self) -> str:
-        """The first sentence, as one that follows a dash."""
-        sentence = re.split(r"(?<=[.:;])\s", self.paragraphs[0])[0].rstrip(".:;")
-        if sentence.count("(") > sentence.count(")"):
-            sentence = sentence[: sentence.rindex("(")].rstrip()
-        return sentence[0].lower() + sentence[1:] if not sentence.startswith(("SENDGATE", "HTTP")) else sentence
-
-    @property
-    def value(self) -> str:
-        """A constant's."""
-        return self.code.split(None, 2)[2]
-
-
-def declarations(header: str) -> list[Declaration]:
-    """All that has a comment, in the header's order."""
-    body = header.split("/* cffi: begin", 1)[1].split("/* cffi: end", 1)[0]
-    found = []
-    for match in COMMENT.finditer(body):
-        rest = body[match.end() :]
-        if rest.startswith(" "):
-            continue  # a member's
-        if rest.startswith("#define"):
-            code = rest.split("\n", 1)[0]
-        elif re.match(r"typedef struct \w+ \{", rest):
-            code = rest.split("\n}", 1)[0] + "\n}" + rest.split("\n}", 1)[1].split(";", 1)[0] + ";"
-        else:
-            code = rest.split(";", 1)[0] + ";"
-        found.append(Declaration(match[1], code))
-    return found
-
-
-def members(code: str) -> list[tuple[str, list[str]]]:
-    """A struct's members, each with its comment."""
-    found = []
-    for match in re.finditer(r" {4}/\*\*\n(.*?) {4} \*/\n {4}([^;]*);", code, re.S):
-        found.append((" ".join(match[2].split()), prose(match[1])))
-    return found
-
-
 def title(name: str, section: int) -> str:
     """How a page begins."""
     return f'.TH {name.upper()} {section} "" "sendgate {version()}" "sendgate"\n'
@@ -126,12 +32,6 @@ def title(name: str, section: int) -> str:
 def text(paragraphs: list[str]) -> str:
     """Paragraphs."""
     return "\n.PP\n".join(emphasise(paragraph) for paragraph in paragraphs) + "\n"
-
-
-def mentioned(declaration: Declaration, pages: dict[str, Declaration]) -> list[str]:
-    """Pages that a page refers to."""
-    names = re.findall(r"\bsendgate_\w+", declaration.code + " ".join(declaration.paragraphs))
-    return sorted({name for name in names if name in pages and name != declaration.name})
 
 
 def page(declaration: Declaration, pages: dict[str, Declaration], introduced: dict[str, str]) -> str:
@@ -169,15 +69,13 @@ def constants(found: list[Declaration]) -> str:
 
 def overview(header: str, found: list[Declaration]) -> str:
     """sendgate(7): the rules that hold for everything, and what there is."""
-    rules = header.split("/* sendgate.h - ", 1)[1].split(" */", 1)[0]
     out = title("sendgate", 7)
     out += ".SH NAME\nsendgate \\- answer an HTTP request with a file: conditions, ranges, sendfile\n"
     out += ".SH SYNOPSIS\n.nf\n.B #include <sendgate.h>\n.PP\n"
     out += "cc app.c $(pkg\\-config \\-\\-cflags \\-\\-libs sendgate)\n.fi\n"
     out += ".SH DESCRIPTION\nThese rules hold for everything unless a page says otherwise.\n"
-    for match in re.finditer(r"^ \*  ([A-Z]\w+) +(.*?)(?=^ \*  [A-Z]|\Z)", rules, re.S | re.M):
-        words = " ".join(line.strip().removeprefix("*").strip() for line in match[2].splitlines())
-        out += f".TP\n.B {match[1]}\n{emphasise(words.strip())}\n"
+    for word, rule in rules(header):
+        out += f".TP\n.B {word}\n{emphasise(rule)}\n"
     for heading, kinds in (("FUNCTIONS", ("function",)), ("TYPES", ("struct", "opaque", "callback", "type"))):
         out += f".SH {heading}\n"
         for declaration in found:
