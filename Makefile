@@ -2,7 +2,7 @@
 # checkout changes, but for Debian packages that tests need, which `make test` installs where it may.
 
 .DEFAULT_GOAL := help
-.PHONY: help lib man abi-dump install uninstall dist header serve test test-rust test-python test-others test-documents test-newest-django test-examples lint bench bench-decide bench-run bench-slow bench-stall bench-python bench-fastcgi bench-peers soak doc clean setup-system setup-python setup-dev
+.PHONY: help lib man abi-dump install uninstall dist header serve test test-rust test-python test-others test-documents test-newest-django test-examples lint bench bench-decide bench-run bench-slow bench-stall bench-python bench-fastcgi bench-peers soak doc site figures clean setup-system setup-python setup-dev
 
 CARGO ?= cargo
 PYTHON_RUN = .venv/bin/python
@@ -66,8 +66,8 @@ test-examples: examples setup-dev ## the C examples over real sockets
 test-python: setup-dev ## the installed wheel, on all the servers and frameworks that it is for
 	$(PYTEST) bindings/python/tests
 
-test-documents: setup-dev ## the comparison with nginx, the documents' examples, make install
-	$(PYTEST) tests/differential tests/test_readme.py tests/test_docs.py tests/test_install.py
+test-documents: setup-dev ## the comparison with nginx, the documents' examples, the documentation site, make install
+	$(PYTEST) tests/differential tests/test_readme.py tests/test_docs.py tests/test_docs_site.py tests/test_install.py
 
 test-newest-django: setup-dev ## Django's tests on the newest Django, if there is a Python for it
 	@sh scripts/test-newest-django.sh
@@ -75,8 +75,8 @@ test-newest-django: setup-dev ## Django's tests on the newest Django, if there i
 lint: setup-dev ## rustfmt, clippy, ruff, mypy
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
-	.venv/bin/ruff check bindings/python tests bench scripts
-	.venv/bin/ruff format --check bindings/python tests bench scripts
+	.venv/bin/ruff check bindings/python tests bench scripts docs/conf.py
+	.venv/bin/ruff format --check bindings/python tests bench scripts docs/conf.py
 	cd bindings/python && ../../.venv/bin/mypy
 
 header: ## make include/sendgate.h anew from src/ffi
@@ -87,6 +87,14 @@ abi-dump: ## enter this version into tests/abi, for later ones to be compared wi
 
 doc: ## the Rust documentation, in target/doc
 	$(CARGO) doc --no-deps --locked
+
+site: setup-dev ## the documentation site, in target/site
+	@rm -rf $(TARGET_DIR)/site
+	@$(PYTHON_RUN) -m sphinx -q -E -n -W --keep-going -c docs -d $(TARGET_DIR)/site-cache . $(TARGET_DIR)/site
+	@echo $(TARGET_DIR)/site/index.html
+
+figures: ## copy the recorded figures of the benchmarks into docs/performance.md, and draw them
+	@python3 scripts/figures.py
 
 bench: examples bench-decide bench-python bench-fastcgi ## all benchmarks, an hour; needs root for its own network namespace
 	python3 bench/run.py
