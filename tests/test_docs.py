@@ -2,7 +2,8 @@
 
 A block of code is named after its language: "```c serve.c". Its program runs in a directory that the document's sh
 blocks have made, and has to print exactly the "```text" block behind it, where "..." stands for anything within a line.
-A block named *.h is a file for the others.
+A block named *.h is a file for the others. A sh block with a text block behind it is run as well, after the others: it
+starts the programs that have no text block of their own.
 """
 
 from __future__ import annotations
@@ -53,7 +54,23 @@ def blocks(document: Path) -> list[Block]:
 
 
 BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
-PROGRAMS = [block for block in BLOCKS if block.language != "sh" and not block.name.endswith(".h")]
+SESSIONS = [block for block in BLOCKS if block.language == "sh" and block.output]
+
+
+def is_started(block: Block) -> bool:
+    """Whether it is for a session of its document to run it."""
+    name = re.compile(rf"(?<![\w.]){re.escape(Path(block.name).stem)}(?!\w)")
+    return block.output is None and any(
+        name.search(session.code) for session in SESSIONS if session.document == block.document
+    )
+
+
+STARTED = [block for block in BLOCKS if block.language != "sh" and is_started(block)]
+PROGRAMS = [
+    block
+    for block in BLOCKS
+    if (block.language != "sh" or block in SESSIONS) and not block.name.endswith(".h") and block not in STARTED
+]
 
 
 def markdown_files() -> list[Path]:
@@ -78,8 +95,9 @@ def anchors(document: Path) -> set[str]:
 
 
 def environment() -> dict[str, str]:
-    """Finds the shared library, and prints what it prints in English."""
-    return {**os.environ, "LD_LIBRARY_PATH": str(LIBRARY), "LC_ALL": "C.UTF-8"}
+    """Finds the shared library and what is installed beside Python, and prints what it prints in English."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "LD_LIBRARY_PATH": str(LIBRARY), "LC_ALL": "C.UTF-8"}
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +108,15 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
     for document in DOCUMENTS:
         made[document] = place = tmp_path_factory.mktemp(document.stem)
         for block in blocks(document):
-            if block.language == "sh":
+            if block.language == "sh" and block not in SESSIONS:
                 subprocess.run(["sh", "-eu", "-c", block.code], cwd=place, check=True, timeout=30)
             elif block.name.endswith(".h"):
                 (place / block.name).write_text(block.code)
+    for block in STARTED:
+        if block.language == "c":
+            build(block, made[block.document])
+        else:
+            (made[block.document] / block.name).write_text(block.code)
     return made
 
 
@@ -129,7 +152,11 @@ def test_example(block: Block, places: dict[Path, Path]) -> None:
     place = places[block.document]
     if "certificate.pem" in block.code and shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
-    if block.language == "c":
+    if "curl " in block.code and shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    if block.language == "sh":
+        command = ["sh", "-eu", "-c", block.code]
+    elif block.language == "c":
         command = [build(block, place)]
     else:
         (place / block.name).write_text(block.code)
