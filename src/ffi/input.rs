@@ -160,9 +160,10 @@ pub(crate) fn seed(given: u64, request: &Request<'_>) -> u64 {
         return given;
     }
     let mut seed = 0u64;
+    // By its number: glibc before 2.25 has no function for it.
     // SAFETY: `seed` is writable for its size.
-    let got = unsafe { libc::getrandom((&raw mut seed).cast(), size_of_val(&seed), 0) };
-    if got == size_of_val(&seed) as isize {
+    let got = unsafe { libc::syscall(libc::SYS_getrandom, &raw mut seed, size_of_val(&seed), 0) };
+    if got == size_of_val(&seed) as libc::c_long {
         return seed;
     }
     // A kernel without it, or a sandbox: a boundary must be unlikely, not secret.

@@ -218,11 +218,13 @@ fn will_need(fd: RawFd, offset: libc::off_t, length: libc::off_t) {
     unsafe { libc::posix_fadvise(fd, offset, length, libc::POSIX_FADV_WILLNEED) };
 }
 
-/// preadv2(2) of one byte with RWF_NOWAIT.
+/// preadv2(2) of one byte with RWF_NOWAIT. By its number: glibc before 2.26 and musl before 1.2.5 have no function for it.
 fn byte_is_cached(fd: RawFd, offset: libc::off_t) -> Cached {
     let mut byte = 0u8;
     let place = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
-    match syscall!(preadv2(fd, &raw const place, 1, offset, libc::RWF_NOWAIT)) {
+    // The kernel takes the offset in two longs, and ignores the high one where the low one has all the bits.
+    let (low, high) = (offset as libc::c_long, (offset >> 32) as libc::c_long);
+    match syscall!(syscall(libc::SYS_preadv2, fd, &raw const place, 1, low, high, libc::RWF_NOWAIT)) {
         // 0 can mean that the file has become shorter, and on Linux 5.9 also nothing; sending will tell.
         Ok(0) => Cached::Unknown,
         Ok(_) => Cached::Yes,

@@ -92,10 +92,8 @@ static void wait_for(off_t offset, size_t len)
         poll(NULL, 0, (int)left);
 }
 
-ssize_t preadv2(int fd, const struct iovec *pieces, int n, off_t offset, int flags)
+static ssize_t look(int fd, const struct iovec *pieces, int n, off_t offset, int flags)
 {
-    static ssize_t (*real)(int, const struct iovec *, int, off_t, int);
-    FIND(real, "preadv2");
     int error = 0;
     pthread_mutex_lock(&disk.lock);
     if (disk.on && (flags & RWF_NOWAIT) != 0) {
@@ -107,8 +105,9 @@ ssize_t preadv2(int fd, const struct iovec *pieces, int n, off_t offset, int fla
         errno = error;
         return -1;
     }
-    return real(fd, pieces, n, offset, flags);
+    return preadv2(fd, pieces, n, offset, flags);
 }
+INTERPOSE_PREADV2(look)
 
 int posix_fadvise(int fd, off_t offset, off_t len, int advice)
 {
@@ -173,11 +172,6 @@ ssize_t sendmsg(int sock, const struct msghdr *message, int flags)
 }
 
 /* The same calls under the names that they have where off_t can have two widths. */
-ssize_t preadv64v2(int fd, const struct iovec *pieces, int n, off_t offset, int flags)
-{
-    return preadv2(fd, pieces, n, offset, flags);
-}
-
 int posix_fadvise64(int fd, off_t offset, off_t len, int advice)
 {
     return posix_fadvise(fd, offset, len, advice);

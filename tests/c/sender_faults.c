@@ -153,10 +153,8 @@ INTERPOSE(ssize_t, sendfile, (int fd, int file, off_t *offset, size_t len),
 INTERPOSE(ssize_t, pread, (int fd, void *bytes, size_t len, off_t offset),
           fails_with(PREAD, fd, 0, &len), -1, (fd, bytes, len, offset))
 
-ssize_t preadv2(int fd, const struct iovec *pieces, int n, off_t offset, int flags)
+static ssize_t look(int fd, const struct iovec *pieces, int n, off_t offset, int flags)
 {
-    static ssize_t (*real)(int, const struct iovec *, int, off_t, int);
-    FIND(real, "preadv2");
     size_t most = SIZE_MAX;
     if (fails_with(PREADV2, fd, 0, &most))
         return -1;
@@ -164,8 +162,9 @@ ssize_t preadv2(int fd, const struct iovec *pieces, int n, off_t offset, int fla
         errno = EAGAIN;
         return -1;
     }
-    return most == 0 ? 0 : real(fd, pieces, n, offset, flags);
+    return most == 0 ? 0 : preadv2(fd, pieces, n, offset, flags);
 }
+INTERPOSE_PREADV2(look)
 
 INTERPOSE(int, posix_fadvise, (int fd, off_t offset, off_t len, int advice),
           fails(FADVISE, fd), errno, (fd, offset, len, advice))
