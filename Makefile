@@ -1,8 +1,11 @@
-# make help lists the targets. Everything is built into target/ and .venv; nothing outside of the
+# make help lists the targets. Everything but THIRD-PARTY.txt is built into target/ and .venv; nothing outside of the
 # checkout changes, but for Debian packages that tests need, which `make test` installs where it may.
 
 .DEFAULT_GOAL := help
-.PHONY: help lib man abi-dump install uninstall dist header serve test test-rust test-python test-others test-documents test-newest-django test-examples lint bench bench-decide bench-run bench-slow bench-stall bench-python bench-fastcgi bench-peers soak doc site figures clean setup-system setup-python setup-dev
+.PHONY: help lib man install uninstall dist deb wheel sdist header abi-dump doc site figures serve lint soak clean
+.PHONY: test test-rust test-python test-others test-documents test-packages test-newest-django test-examples
+.PHONY: bench bench-decide bench-run bench-slow bench-stall bench-python bench-fastcgi bench-peers
+.PHONY: setup-system setup-python setup-dev
 
 CARGO ?= cargo
 PYTHON_RUN = .venv/bin/python
@@ -45,6 +48,12 @@ dist: ## the sources of this commit, in target/sendgate-VERSION.tar.gz
 	git archive --format=tar.gz --prefix=sendgate-$(VERSION)/ -o $(TARGET_DIR)/sendgate-$(VERSION).tar.gz HEAD
 	@echo $(TARGET_DIR)/sendgate-$(VERSION).tar.gz
 
+wheel: ## the Python package for every Linux with glibc 2.17 or later, in target/dist
+	@sh scripts/package-python.sh wheel
+
+sdist: ## the Python package's sources for pip, in target/dist
+	@sh scripts/package-python.sh sdist
+
 serve: setup-python ## serve DIR on BIND:PORT (make serve DIR=/usr/share/doc PORT=8001)
 	@$(PYTHON_RUN) -m sendgate "$(DIR)" --bind "$(BIND)" --port "$(PORT)"
 
@@ -55,6 +64,7 @@ test: setup-system setup-dev test-rust ## install what the tests need, and run a
 test-others:
 	$(MAKE) --no-print-directory test-examples
 	$(MAKE) --no-print-directory test-documents
+	$(MAKE) --no-print-directory test-packages
 	$(MAKE) --no-print-directory test-newest-django
 
 test-rust: ## Rust, the C programs (plain, sanitized, under Valgrind) and the ABI
@@ -66,8 +76,11 @@ test-examples: examples setup-dev ## the C examples over real sockets
 test-python: setup-dev ## the installed wheel, on all the servers and frameworks that it is for
 	$(PYTEST) bindings/python/tests
 
-test-documents: setup-dev ## the comparison with nginx, the documents' examples, the documentation site, make install
-	$(PYTEST) tests/differential tests/test_readme.py tests/test_docs.py tests/test_docs_site.py tests/test_install.py
+test-documents: setup-dev ## the comparison with nginx, the documents' examples, the documentation site
+	$(PYTEST) tests/differential tests/test_readme.py tests/test_docs.py tests/test_docs_site.py
+
+test-packages: setup-dev ## make install, the wheel, the sdist, the Debian packages
+	$(PYTEST) tests/test_install.py tests/test_packages.py tests/test_debian.py
 
 test-newest-django: setup-dev ## Django's tests on the newest Django, if there is a Python for it
 	@sh scripts/test-newest-django.sh
@@ -130,7 +143,7 @@ soak: setup-dev ## the properties with a hundred times as many cases, 4 million 
 	sh scripts/fuzz.sh fastcgi 600
 
 clean: ## remove what was built
-	rm -rf target .venv
+	rm -rf target .venv THIRD-PARTY.txt
 
 setup-system:
 	@sh scripts/setup-system.sh

@@ -3,6 +3,7 @@
 #
 #   scripts/setup-python.sh         what running the package needs: maturin, cffi, the wheel
 #   scripts/setup-python.sh --dev   also what testing and linting need
+#   scripts/setup-python.sh --wheel only the tools, with what scripts/package-python.sh needs
 #
 # Needs cargo, a C linker and python3. PYTHON picks another interpreter than python3. Where the venv module is missing
 # (Debian) and this runs as root, python3-venv is installed. The wheel is left in target/wheels.
@@ -15,7 +16,8 @@ requirements=$root/bindings/python/requirements-build.txt
 case "${1:-}" in
     '') ;;
     --dev) requirements=$root/bindings/python/requirements-dev.txt ;;
-    *) echo "usage: setup-python.sh [--dev]" >&2; exit 2 ;;
+    --wheel) requirements=$root/bindings/python/requirements-wheel.txt ;;
+    *) echo "usage: setup-python.sh [--dev | --wheel]" >&2; exit 2 ;;
 esac
 
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
@@ -60,12 +62,14 @@ if ! grep -qsx "$(basename "$requirements")" "$venv/.installed"; then
     done
 fi
 
+if [ "${1:-}" = --wheel ]; then exit 0; fi
+
 # Everything that the wheel is made of.
 inputs() {
     find "$root/src" "$root/bindings/python/src/sendgate" "$root/include" \
         -name _native -prune -o -name __pycache__ -prune -o -type f -print
-    for file in Cargo.toml Cargo.lock build.rs README.md bindings/python/pyproject.toml \
-        scripts/cffi_header.py scripts/setup-python.sh; do
+    for file in Cargo.toml Cargo.lock build.rs bindings/python/README.md pyproject.toml LICENSE-APACHE LICENSE-MIT \
+        scripts/cffi_header.py scripts/third_party.py scripts/setup-python.sh; do
         if [ -f "$root/$file" ]; then echo "$root/$file"; fi
     done
 }
@@ -76,10 +80,11 @@ if [ "$(cat "$venv/.wheel" 2>/dev/null)" != "$wheel_stamp" ]; then
     wheels=$root/target/wheels
     rm -rf "$wheels"
     "$venv/bin/python" "$root/scripts/cffi_header.py" >/dev/null
+    "$venv/bin/python" "$root/scripts/third_party.py" >/dev/null
     # The venv's interpreter, also if VIRTUAL_ENV or CONDA_PREFIX name another. A wheel for this machine alone needs
     # no check against the manylinux rules. maturin's own words are only of interest if it fails.
     if ! (
-        cd "$root/bindings/python"
+        cd "$root"
         env -u VIRTUAL_ENV -u CONDA_PREFIX PATH="$venv/bin:$PATH" "$venv/bin/maturin" build --release --locked \
             --compatibility linux --interpreter "$venv/bin/python" --out "$wheels"
     ) >"$root/target/maturin.log" 2>&1; then

@@ -1,6 +1,6 @@
-"""The build backend of pyproject.toml: maturin's, with the header for cffi written first.
+"""The build backend of pyproject.toml: maturin's, with the header for cffi and the licences written first.
 
-``pip install bindings/python`` comes through here; ``scripts/setup-python.sh`` calls maturin itself.
+``pip install .`` comes through here, and ``pip install`` of the sdist; scripts/setup-python.sh calls maturin itself.
 """
 
 import runpy
@@ -8,4 +8,6 @@ from pathlib import Path
 
 from maturin import *  # noqa: F403 - a build backend is a module with maturin's functions
 
-runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / "cffi_header.py"))["write"]()
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+for script in ("cffi_header.py", "third_party.py"):
+    runpy.run_path(str(SCRIPTS / script))["write"]()
