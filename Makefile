@@ -54,6 +54,9 @@ wheel: ## the Python package for every Linux with glibc 2.17 or later, in target
 sdist: ## the Python package's sources for pip, in target/dist
 	@sh scripts/package-python.sh sdist
 
+deb: ## packages for the Debian that this runs on: libsendgate0 and libsendgate-dev, in target/deb
+	@sh scripts/deb.sh
+
 serve: setup-python ## serve DIR on BIND:PORT (make serve DIR=/usr/share/doc PORT=8001)
 	@$(PYTHON_RUN) -m sendgate "$(DIR)" --bind "$(BIND)" --port "$(PORT)"
 

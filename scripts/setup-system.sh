@@ -17,8 +17,11 @@ need c++ g++
 need clang clang
 need cmake cmake
 need curl curl
+need dh debhelper
+need dpkg-buildpackage dpkg-dev
 need groff groff-base
 need lighttpd lighttpd
+need lintian lintian
 need nginx nginx-light
 need openssl openssl
 need pkg-config pkg-config
