@@ -1,10 +1,12 @@
-"""`make install` into a clean prefix: what a C program, pkg-config, CMake and man(1) find there."""
+"""`make install` into a clean prefix: what a C program, pkg-config, CMake, Meson and man(1) find there."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,52 @@ def test_cmake(prefix: Path, environment: dict[str, str], tmp_path: Path) -> Non
         )
         assert failed.returncode != 0
         (tmp_path / "CMakeLists.txt").write_text(text.replace(f"sendgate {wanted}", "sendgate 0.1"))
+
+
+@pytest.fixture
+def meson_project(tmp_path: Path) -> Path:
+    """A Meson project with the wrap file, and for that the sources in an archive."""
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "packaging/meson", project / "subprojects")
+    archive = run("make", "-s", "dist", cwd=ROOT).strip()
+    shutil.copy(ROOT / archive, project / "subprojects/packagefiles")
+    (project / "app.c").write_text(PROGRAM)
+    return project
+
+
+def meson_build(project: Path, options: str, environment: dict[str, str]) -> tuple[str, Path]:
+    """What Meson says of a program that depends on sendgate, and the program."""
+    (project / "meson.build").write_text(
+        "project('app', 'c', default_options: ['c_std=c99', 'warning_level=3', 'werror=true'])\n"
+        f"executable('app', 'app.c', dependencies: dependency('sendgate', version: '>=0.1'{options}))\n"
+    )
+    # meson and ninja are installed beside the interpreter that runs the tests.
+    tools = Path(sys.executable).parent
+    environment = {**environment, "PATH": f"{tools}:{environment['PATH']}"}
+    build = project / "build"
+    said = run(tools / "meson", "setup", build, "--wipe", cwd=project, env=environment)
+    run(tools / "meson", "compile", "-C", build, cwd=project, env=environment)
+    return said, build / "app"
+
+
+def test_meson(prefix: Path, environment: dict[str, str], meson_project: Path) -> None:
+    """dependency('sendgate') is what is installed, shared or static, whatever the wrap file offers."""
+    need("pkg-config", "pkg-config")
+    for options, is_shared in (("", True), (", static: true", False)):
+        said, program = meson_build(meson_project, options, environment)
+        assert f"dependency sendgate found: YES {VERSION}" in said
+        assert run(program, README, env=environment).startswith(ANSWERED)
+        assert ("libsendgate.so.0" in run("readelf", "-d", program)) is is_shared
+    assert not list(meson_project.glob("subprojects/sendgate-*"))
+
+
+def test_meson_fallback(meson_project: Path, tmp_path: Path) -> None:
+    """dependency('sendgate') is built from the wrap file's archive where it is not installed."""
+    environment = {**os.environ, "PKG_CONFIG_LIBDIR": str(tmp_path), "CMAKE_PREFIX_PATH": str(tmp_path)}
+    said, program = meson_build(meson_project, "", environment)
+    assert re.search(rf"Dependency sendgate .*from subproject .*sendgate-{VERSION} found: YES {VERSION}\n", said), said
+    assert run(program, README).startswith(ANSWERED)
+    assert "libsendgate" not in run("readelf", "-d", program)
 
 
 def test_manual_pages(prefix: Path) -> None:
