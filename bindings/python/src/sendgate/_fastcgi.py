@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sendgate._native import ffi, lib
 
-from ._core import _NULL, Request, _check, _fields, _int, _new, _type
+from ._core import _NULL, _REQUEST, Request, _check, _fields, _int, _new, _type
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -87,7 +87,7 @@ class Record(NamedTuple):
 
 
 _EVENT = _type("sendgate_fcgi_event")
-_REQUEST = _type("sendgate_request")
+_OPTIONS = _type("sendgate_fcgi_options")
 _TYPES = {kind.value: kind for kind in EventType}
 
 
@@ -104,8 +104,7 @@ class Parser:
     """
 
     def __init__(self, *, max_params: int = 262144, max_connections: int = 1, max_requests: int = 1) -> None:
-        options = ffi.new("sendgate_fcgi_options *")
-        options.size = ffi.sizeof("sendgate_fcgi_options")
+        options = _new(_OPTIONS)
         options.max_params = _int(max_params, 1, 2**31 - 1, "max_params")
         options.max_connections = _int(max_connections, 1, 2**31 - 1, "max_connections")
         options.max_requests = _int(max_requests, 1, 2**31 - 1, "max_requests")

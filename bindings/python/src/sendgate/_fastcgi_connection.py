@@ -63,8 +63,6 @@ class Connection:
         self.call: Call | None = None
         #: Whether a request has been begun that isn't complete enough to be answered.
         self.begun = False
-        #: Whether one was answered before.
-        self.kept = False
         #: Whether what comes is refused, because there is too much of it.
         self.refused = False
         #: Whether the front server has left, or has stopped in the middle of something.
@@ -165,7 +163,6 @@ class Connection:
         self.parser.end()
         self.call = None
         self.begun = False
-        self.kept = True
 
     def has_unread(self) -> bool:
         """Whether the front server may still send something."""
@@ -256,6 +253,9 @@ class Call:
         self.params = event.params
         self.request_id = event.request_id
         self.keep_conn = event.keep_conn
+        #: Whether no content is sent, and what says so to the library; None: nothing has to.
+        self.is_head = self.param(b"REQUEST_METHOD") == b"HEAD"
+        self.asked = HEAD if self.is_head else None
         #: Content that has come and was not read.
         self._pieces: deque[memoryview] = deque()
         #: Whether all of the content has come.
@@ -385,13 +385,13 @@ class Call:
             self.begun = True
         self.connection.send(pack_stream(RecordType.STDOUT, self.request_id, content))
 
-    def stream(self, request: Request | None, head: bytes, status: int, length: int | None) -> Stream:
+    def stream(self, head: bytes, status: int, length: int | None) -> Stream:
         """An answer piece by piece. Who makes it ends it, and says so by ``ended``."""
         self.check()
         self.prepare()
         timeout = self.connection.timeout
         self.begun, self._announced = True, length is not None
-        return Stream(self.channel(), request, length=length, head=head, status=status, timeout=timeout)
+        return Stream(self.channel(), self.asked, length=length, head=head, status=status, timeout=timeout)
 
     def ended(self, outcome: Outcome) -> None:
         """That is what became of the connection."""
@@ -460,26 +460,21 @@ class Call:
             if self.begun:
                 self._break_off()
             else:
-                self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR)
+                # A short page that says no more than the status does.
+                status = HTTPStatus.INTERNAL_SERVER_ERROR
+                exchange = self.exchange(
+                    error_page(status),
+                    self.asked,
+                    status=status,
+                    content_type="text/html; charset=utf-8",
+                    headers=[("Cache-Control", "no-store")],
+                    etag=False,
+                    last_modified=False,
+                )
+                self.submit(exchange)
         except SendgateError as second:
             log.debug("%s: %s", self.name, second)
             self.outcome = Outcome.BROKEN
-
-    def _refuse(self, status: HTTPStatus) -> None:
-        """Answer with a short page that says no more than the status does."""
-        arguments: ExchangeArguments = {
-            "status": status,
-            "content_type": "text/html; charset=utf-8",
-            "headers": [("Cache-Control", "no-store")],
-            "etag": False,
-            "last_modified": False,
-        }
-        self.submit(self.exchange(error_page(status), HEAD if self.is_head else None, **arguments))
-
-    @property
-    def is_head(self) -> bool:
-        """Whether no content is sent."""
-        return self.param(b"REQUEST_METHOD") == b"HEAD"
 
     @staticmethod
     def exchange(file: Any, request: Request | None, **arguments: Unpack[ExchangeArguments]) -> _Exchange:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ._core import _Exchange
 from ._errors import SendgateError
 from ._fastcgi import RecordType, encode_params, request_from_params
-from ._fastcgi_connection import BLOCK, HEAD, Call, Connection, Content, is_harmless, log
+from ._fastcgi_connection import BLOCK, Call, Connection, Content, is_harmless, log
 from ._fastcgi_environ import make_environ
 from ._types import Connection as Outcome
 from ._types import HeadForm
@@ -128,7 +128,6 @@ class Handler(socketserver.BaseRequestHandler):
         self.request = connection.sock
         self.client_address = client_address
         self.server = server
-        self._call: Call = request
         if given:
             self._begin(request)
             self._run()
@@ -173,13 +172,14 @@ class Handler(socketserver.BaseRequestHandler):
             finally:
                 self.finish()
             self.close()
-        except Exception as error:
-            self._stdout.take()
-            self._call.fail(error)
         except BaseException as error:
-            self._stdout.take()
-            self._call.fail(error)
-            raise
+            self._fail(error)
+            if not isinstance(error, Exception):
+                raise
+
+    def _fail(self, error: BaseException) -> None:
+        self._stdout.take()
+        self._call.fail(error)
 
     # ---- What has come ----
 
@@ -253,7 +253,7 @@ class Handler(socketserver.BaseRequestHandler):
         self._call.check()
         head: HeadForm | bytes = bytes(self._stdout) or HeadForm.NONE
         exchange = _Exchange(
-            HEAD if self._call.is_head else None,
+            self._call.asked,
             file,
             offset=offset,
             length=length,
@@ -282,7 +282,6 @@ class Handler(socketserver.BaseRequestHandler):
         if error is None:
             self.close()
         else:
-            self._stdout.take()
-            self._call.fail(error)
+            self._fail(error)
         if not self._call.keep_conn:
             self._call.connection.linger()

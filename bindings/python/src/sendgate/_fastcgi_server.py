@@ -297,6 +297,12 @@ class _Worker:
         served = server.served
         self._handler = served if isinstance(served, type) and issubclass(served, Handler) else None
         self._application: Any = served
+        #: For a connection's parser.
+        self._limits = {
+            "max_params": server.max_params,
+            "max_connections": server.max_connections,
+            "max_requests": server.max_connections,
+        }
         # It is shared, and may be gone when its turn comes.
         server.socket.setblocking(False)
         self._selector = selectors.DefaultSelector()
@@ -436,18 +442,13 @@ class _Worker:
                 log.warning("A connection from %s is refused", peer[0])
                 sock.close()
                 continue
-            limits = {
-                "max_params": server.max_params,
-                "max_connections": server.max_connections,
-                "max_requests": server.max_connections,
-            }
             try:
                 if sock.family != socket.AF_UNIX:
                     # Pieces that are produced one by one leave at once.
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     # A kept one may be idle for long, and the other host may be gone.
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                connection = Connection(sock, server.timeout, self._sender, **limits)
+                connection = Connection(sock, server.timeout, self._sender, **self._limits)
             except (OSError, SendgateError) as error:
                 log.error("Can't take a connection: %s", error)
                 sock.close()
@@ -458,6 +459,7 @@ class _Worker:
             # More often than not its request is there already.
             if self._progress(connection):
                 self._await(connection)
+                self._due[connection] = time.monotonic() + server.timeout
 
     def _pause(self) -> None:
         if self._listens:
@@ -467,8 +469,6 @@ class _Worker:
     def _await(self, connection: Connection) -> None:
         """Wait for a request."""
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._readable(connection))
-        if not connection.kept:
-            self._due[connection] = time.monotonic() + self._server.timeout
 
     def _readable(self, connection: Connection) -> None:
         if self._progress(connection) and connection.begun and connection not in self._due:
@@ -584,7 +584,7 @@ class _Worker:
         connection.next()
         # It may be closed at once, if the server stops.
         with contextlib.suppress(KeyError, ValueError, OSError):
-            self._selector.register(connection, selectors.EVENT_READ, lambda: self._readable(connection))
+            self._await(connection)
         return True
 
     def _take(self) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ._answer import Answer, content_length
 from ._core import _Exchange
 from ._errors import PeerClosedError, ResponseTimeoutError, SendgateError, bad_field
-from ._fastcgi_connection import BLOCK, HEAD, Call
+from ._fastcgi_connection import BLOCK, Call
 from ._fastcgi_environ import make_environ, scheme
+from ._headers import _ENDS_LINE, _TOKEN
 from ._stream import Stream
 from ._types import Connection as Outcome
 from ._types import HeadForm
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 #: What the front server says (PEP 3333: hop-by-hop), and what only means something to it.
 _NOT_OURS = frozenset(("connection", "keep-alive", "proxy-connection", "status", "transfer-encoding"))
-_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-#: RFC 9110 5.5: nothing that could begin another field.
-_VALUE = re.compile(r"[^\0\r\n]*")
 
 
 class Errors:
@@ -83,7 +81,7 @@ class _Response:
         if self._length is not None:
             data = self._cut(data, self._left)
             self._left -= len(data)
-        with self._watched():
+        with _Watched(self._call):
             self._call.flush_errors()
             self._stream.write(data)
 
@@ -98,7 +96,7 @@ class _Response:
     def _begin(self) -> None:
         head, status = self._head()
         self._left = self._length or 0
-        self._stream = self._call.stream(HEAD if self._call.is_head else None, head, status, self._length)
+        self._stream = self._call.stream(head, status, self._length)
 
     def send(self, content: bytes) -> None:
         """All of it, unless something was written before."""
@@ -110,13 +108,13 @@ class _Response:
         if self._length is not None:
             content = self._cut(content, self._length)
         if self._length is not None and self._length > len(content) and not self._call.is_head and status != 304:
-            self._stream = self._call.stream(None, head, status, self._length)
+            self._stream = self._call.stream(head, status, self._length)
             self._left = self._length
             self.write(content)
             self.end()
             return
-        request = HEAD if self._call.is_head else None
-        self._call.submit(_Exchange(request, content, status=status, head=head, etag=False, last_modified=False))
+        asked = self._call.asked
+        self._call.submit(_Exchange(asked, content, status=status, head=head, etag=False, last_modified=False))
 
     def end(self) -> None:
         """No more of it."""
@@ -127,7 +125,7 @@ class _Response:
         call = self._call
         if self._left and not call.is_head:
             call.report(f"sendgate: {call.name}: {self._left} bytes less of content than Content-Length says\n")
-        with self._watched():
+        with _Watched(call):
             call.prepare(last=True)
             call.ended(stream.end().connection)
 
@@ -141,7 +139,7 @@ class _Response:
         if self._given is None:
             raise AssertionError("the application has not called start_response")
         status, headers = self._given
-        if not re.match(r"[1-9]\d\d( |$)", status) or not _VALUE.fullmatch(status):
+        if not re.match(r"[1-9]\d\d( |$)", status) or _ENDS_LINE.search(status):
             raise bad_field(f"a status is three digits and a reason, not {status!r}")
         code = int(status[:3])
         self._length = content_length(headers)
@@ -149,7 +147,7 @@ class _Response:
         for name, value in headers:
             if name.lower() in _NOT_OURS:
                 continue
-            if not (_NAME.fullmatch(name) and _VALUE.fullmatch(value)):
+            if not _TOKEN.fullmatch(name) or _ENDS_LINE.search(value):
                 raise bad_field(f"a field can't be sent: {name!r}: {value!r}")
             lines.append(f"{name}: {value}")
         if code == 204 or code == 304:
@@ -159,9 +157,6 @@ class _Response:
             lines.append(f"Content-Length: {length}")
         lines.append("\r\n")
         return "\r\n".join(lines).encode("latin-1"), code
-
-    def _watched(self) -> _Watched:
-        return _Watched(self._call)
 
 
 class _Watched:
@@ -186,7 +181,7 @@ def answer(call: Call, application: Application, multithread: bool, multiprocess
     response = _Response(call)
     gateway = Gateway(environ, response.start)
     result: Any = gateway.call(application)
-    if type(result) is Answer and result.decision is None:
+    if type(result) is Answer:
         _submit(call, result)
         return
     try:
