@@ -7,10 +7,12 @@ import hashlib
 import logging
 import os
 import random
+import resource
 import socket
 import socketserver
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import pytest
 import sendgate
 from fastcgi_client import GET, Front, ask, begin, content_records, params_records, request, serving
 from sendgate import fastcgi
+from sendgate._fastcgi_connection import Connection
 from sendgate.fastcgi import Handler, ProtocolStatus, RecordType
 from support import library_threads, wait_until
 
@@ -349,8 +352,9 @@ def test_a_slow_reader_holds_no_thread(big: Path) -> None:
             held.append(self.respond(memoryview(BIG) if self.params["PATH_INFO"] == "/memory" else big))
 
     with serving(Files, threads=1) as path, Front(path) as slow, Front(path) as memory:
-        slow.send(request())
-        memory.send(request({**GET, "PATH_INFO": "/memory"}))
+        # In this order.
+        slow.send_and_wait(request())
+        memory.send_and_wait(request({**GET, "PATH_INFO": "/memory"}))
         for _ in range(3):
             assert ask(path, FOUND).body == BIG[1_000_000:1_000_010]
         assert slow.answer().body == memory.answer().body == BIG
@@ -647,6 +651,46 @@ def test_unix_socket(tmp_path: Path) -> None:
     assert path.read_text() == "somebody else's"
 
 
+def test_servers_that_begin_at_once(tmp_path: Path) -> None:
+    """One replaces the socket that was left over, and is reached there; the others are told that it is in use."""
+    path = str(tmp_path / "socket")
+    barrier = threading.Barrier(4)
+    made: list[fastcgi.Server] = []
+
+    def make() -> None:
+        barrier.wait(20)
+        with contextlib.suppress(OSError):
+            made.append(fastcgi.Server(path, TestHandler))
+
+    for _ in range(100):
+        with socket.socket(socket.AF_UNIX) as left_over:
+            left_over.bind(path)
+        threads = [threading.Thread(target=make) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert len(made) == 1
+        with Front(path), made.pop() as server:
+            server.socket.accept()[0].close()
+
+
+def test_descriptors_and_max_connections(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """There are no more connections than descriptors; who has asked for more is told so."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1064, before[1]))
+    try:
+        for asked, due in ((None, 250), (100, 100), (250, 250)):
+            with fastcgi.Server(tmp_path / "s", TestHandler, max_connections=asked) as server:
+                assert server.max_connections == due
+        assert not caplog.records
+        with fastcgi.Server(tmp_path / "s", TestHandler, max_connections=251) as server:
+            assert server.max_connections == 250
+        assert "max_connections is 250 instead of 251: RLIMIT_NOFILE is 1064" in caplog.text
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 def test_arguments(tmp_path: Path) -> None:
     """What makes no sense is refused before anything is bound."""
     path = tmp_path / "socket"
@@ -689,3 +733,75 @@ def test_graceful_stop(tmp_path: Path) -> None:
     wait_until(lambda: threading.active_count() <= threads)
     wait_until(lambda: library_threads() <= library)
     assert len(os.listdir("/proc/self/fd")) <= descriptors
+
+
+def test_stop_while_a_thread_keeps_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next request on it, which has come meanwhile, is answered once."""
+    kept, stopped = threading.Event(), threading.Event()
+    free = Connection.next
+
+    def slowly(connection: Connection) -> None:
+        free(connection)
+        if not kept.is_set():
+            kept.set()
+            assert stopped.wait(20)
+
+    monkeypatch.setattr(Connection, "next", slowly)
+    asked = []
+
+    class Reader(Handler):
+        def handle(self) -> None:
+            asked.append(self.request_id)
+            self.send(f"\r\n{self.stdin}")
+
+    with fastcgi.Server(tmp_path / "s", Reader) as server, Front(str(tmp_path / "s")) as front:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        front.ask(keep=True)
+        assert kept.wait(20)
+        front.send(begin(2, keep=True) + params_records(GET, 2))
+        server.shutdown()
+        # So that it would be seen if the server didn't wait for the thread.
+        time.sleep(0.1)
+        stopped.set()
+        wait_until(lambda: asked == [1, 2])
+        front.send(content_records(b"hello", 2))
+        assert front.answer(2).body == b"hello"
+        assert front.is_closed()
+        thread.join(20)
+    assert asked == [1, 2]
+
+
+def test_stop_that_is_not_waited_for(tmp_path: Path) -> None:
+    """After graceful_timeout a connection is over, but its descriptor is the thread's that still answers."""
+    calls, errors = [], []
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(Handler):
+        def handle(self) -> None:
+            calls.append(self.request)
+            begun.set()
+            assert go_on.wait(20)
+            try:
+                self["stdin"].read()
+            except OSError as error:
+                errors.append(error)
+                raise
+
+    path = str(tmp_path / "s")
+    with fastcgi.Server(path, Slow, threads=1, graceful_timeout=0) as server, Front(path) as front, Front(path) as late:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        front.send(begin() + params_records(GET))
+        assert begun.wait(20)
+        late.send_and_wait(request())
+        server.shutdown()
+        assert front.is_closed() and late.is_closed()
+        thread.join(20)
+        assert calls[0].fileno() >= 0
+        go_on.set()
+        wait_until(lambda: not any(thread.name.startswith("sendgate.fastcgi") for thread in threading.enumerate()))
+        assert calls[0].fileno() == -1
+    assert [type(error) for error in errors] == [sendgate.PeerClosedError]
+    # What nobody waits for any more isn't asked for.
+    assert len(calls) == 1

@@ -204,6 +204,11 @@ class Connection:
                 break
             left -= count
 
+    def shut(self) -> None:
+        """End it in both directions, also for a thread that waits for it."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Close the socket."""
         self.sock.close()

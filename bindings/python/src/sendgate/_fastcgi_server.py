@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import queue
+import resource
 import selectors
 import signal
 import socket
@@ -46,8 +48,6 @@ if TYPE_CHECKING:
 _ACCEPTED = 64
 #: Seconds after which a listener is asked again, when no descriptor was left.
 _EXHAUSTED = 0.05
-#: Seconds after which a server that stops looks for what it can close.
-_STOPPING = 0.1
 #: The first descriptor that systemd hands over (sd_listen_fds(3)).
 _FIRST_INHERITED = 3
 
@@ -67,8 +67,8 @@ class Server:
     timeout: seconds that a front server may stall in the middle of a request or an answer. A kept connection may be
     idle for as long as it likes, and holds no thread.
     max_params: bytes of a request's parameters; for one with more the answer is 431.
-    max_connections: of each process; a request on another one is answered with OVERLOADED, for which nginx and lighttpd
-    tell their client 502 or 500.
+    max_connections: of each process; a request on another one is answered with OVERLOADED. It is 1024, but never more
+    than there are descriptors for: a quarter of RLIMIT_NOFILE, without the first 64.
     mode: permissions of the UNIX socket, such as 0o660; None: as the umask has it.
     graceful_timeout: seconds that requests under way have when the server is told to stop.
 
@@ -84,7 +84,7 @@ class Server:
         processes: int = 1,
         timeout: float = 60.0,
         max_params: int = 262144,
-        max_connections: int = 1024,
+        max_connections: int | None = None,
         mode: int | None = None,
         backlog: int = 1024,
         graceful_timeout: float = 30.0,
@@ -95,7 +95,7 @@ class Server:
         self.processes = _int(processes, 1, 65535, "processes")
         _milliseconds(timeout, "timeout")
         self.timeout = timeout
-        self.max_connections = _int(max_connections, 1, 1 << 20, "max_connections")
+        self.max_connections = _affordable(max_connections)
         self.max_params = _int(max_params, 1, 2**31 - 1, "max_params")
         if not 0 <= graceful_timeout <= 4294967.0:
             raise _invalid(f"graceful_timeout must be 0 to 4294967 seconds, not {graceful_timeout}")
@@ -127,14 +127,8 @@ class Server:
         fd = 0
         if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS", "0") not in ("", "0"):
             fd = _FIRST_INHERITED
-        try:
-            # A duplicate, which isn't inherited by who is started from here.
-            listener = socket.socket(fileno=os.dup(fd))
-        except OSError:
-            listener = None
-        if listener is None or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            if listener is not None:
-                listener.close()
+        listener = _take_over(fd)
+        if listener is None:
             raise ValueError(
                 "no socket was inherited: neither LISTEN_FDS says so, nor is descriptor 0 one that listens"
             )
@@ -159,7 +153,9 @@ class Server:
                 _Worker(self).run()
             else:
                 grace = self.graceful_timeout
-                Processes(self.processes, self._work, self._alarm, lambda: self._stopping, grace).run()
+                with Processes(self.processes, self._work, self._alarm, lambda: self._stopping, grace) as processes:
+                    processes.watch()
+                    self._deafen()
 
     def shutdown(self) -> None:
         """Have ``serve_forever`` return, as soon as the requests under way are answered. From any thread, or a signal
@@ -171,15 +167,7 @@ class Server:
 
     def close(self) -> None:
         """Don't listen any more, and remove the UNIX socket's path; again does nothing."""
-        path, self._path = self._path, None
-        if path is not None:
-            with contextlib.suppress(OSError):
-                # Somebody else may have taken the path meanwhile.
-                status = os.stat(path[0], follow_symlinks=False)
-                if (status.st_dev, status.st_ino) == path[1:]:
-                    os.unlink(path[0])
-        if self._owns:
-            self.socket.close()
+        self._deafen()
         self._alarm.close()
         self._bell.close()
 
@@ -193,9 +181,26 @@ class Server:
 
     # ---- Within ----
 
+    def _hide(self) -> None:
+        """Remove the UNIX socket's path."""
+        path, self._path = self._path, None
+        if path is not None:
+            with _alone_in(os.path.dirname(path[0])), contextlib.suppress(OSError):
+                # Somebody else may have taken the path meanwhile.
+                status = os.stat(path[0], follow_symlinks=False)
+                if (status.st_dev, status.st_ino) == path[1:]:
+                    os.unlink(path[0])
+
+    def _deafen(self) -> None:
+        """Don't listen any more, but for a socket that is the caller's."""
+        self._hide()
+        if self._owns:
+            self.socket.close()
+
     def _work(self, watched: int) -> None:
         """A child's life. It ends with its parent, of which it knows by a descriptor."""
-        # What rings in the parent is shared.
+        # The path is the parent's to remove. What rings there is shared.
+        self._path = None
         self._alarm, self._bell = socket.socketpair()
         for end in (self._alarm, self._bell):
             end.setblocking(False)
@@ -238,6 +243,40 @@ def serve(served: Served, address: Address | socket.socket | None = None, **opti
 # ---- Where it listens ----
 
 
+def _affordable(wanted: int | None) -> int:
+    """For how many connections there are descriptors."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Each has two more for an answer in the background, where it and its file are duplicates. One more is for one that
+    # is refused, and some for everything else.
+    most = 1 << 20 if limit == resource.RLIM_INFINITY else max(1, (limit - 64) // 4)
+    if wanted is None:
+        return min(1024, most)
+    if _int(wanted, 1, 1 << 20, "max_connections") > most:
+        log.warning("max_connections is %d instead of %d: RLIMIT_NOFILE is %d", most, wanted, limit)
+    return min(wanted, most)
+
+
+def _take_over(fd: int) -> socket.socket | None:
+    """The socket that listens there, which nobody inherits who is started from here. None: there is none."""
+    try:
+        listener = socket.socket(fileno=fd)
+    except OSError:
+        return None
+    if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        listener.detach()
+        return None
+    if fd == 0:
+        # Everybody inherits stdin: something else takes its place.
+        made = listener.dup()
+        listener.detach()
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.close(null)
+        return made
+    listener.set_inheritable(False)
+    return listener
+
+
 def _listen_tcp(address: tuple[str, int], backlog: int) -> socket.socket:
     info = socket.getaddrinfo(*address[:2], type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     return socket.create_server(info[4], family=info[0], backlog=backlog)
@@ -251,23 +290,39 @@ def _listen_unix(path: str, backlog: int, mode: int | None) -> tuple[socket.sock
             listener.bind(path)
             listener.listen(backlog)
             return listener, None
-        try:
-            listener.bind(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _is_left_over(path):
-                raise OSError(error.errno, os.strerror(error.errno or 0), path) from None
-            os.unlink(path)
-            listener.bind(path)
-        if mode is not None:
-            # Nobody can connect before it listens.
-            os.chmod(path, mode)
-        status = os.stat(path)
-        listener.listen(backlog)
+        # What another server has bound looks like one that is left over, until it listens.
+        with _alone_in(os.path.dirname(path)):
+            try:
+                listener.bind(path)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or not _is_left_over(path):
+                    raise OSError(error.errno, os.strerror(error.errno or 0), path) from None
+                os.unlink(path)
+                listener.bind(path)
+            if mode is not None:
+                # Nobody can connect before it listens.
+                os.chmod(path, mode)
+            status = os.stat(path)
+            listener.listen(backlog)
     except BaseException:
         listener.close()
         raise
     # The directory may be another one when it is removed.
     return listener, (os.path.abspath(path), status.st_dev, status.st_ino)
+
+
+@contextlib.contextmanager
+def _alone_in(directory: str) -> Iterator[None]:
+    """Meanwhile no other server makes or removes a socket in this directory."""
+    with contextlib.ExitStack() as stack:
+        # Who can't have the lock, for it may not read the directory, does without.
+        with contextlib.suppress(OSError):
+            fd = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, fd)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            # Another thread may fork meanwhile, and then it isn't gone with the descriptor.
+            stack.callback(fcntl.flock, fd, fcntl.LOCK_UN)
+        yield
 
 
 def _is_left_over(path: str) -> bool:
@@ -311,6 +366,9 @@ class _Worker:
         self._tasks: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         #: Requests that threads are done with.
         self._done: deque[Call] = deque()
+        #: For a thread that gives a connection back: it doesn't while the server stops.
+        self._lock = threading.Lock()
+        self._ended = False
         #: All connections, and when those are to be closed that are in the middle of a request, or part. Both kinds
         #: wait equally long, so that the first is due first.
         self._connections: set[Connection] = set()
@@ -318,6 +376,8 @@ class _Worker:
         self._parting: dict[Connection, tuple[float, int]] = {}
         self._listens = False
         self._listen_again = 0.0
+        #: Whether the last connection couldn't be accepted.
+        self._exhausted = False
         self._stop_at: float | None = None
 
     def run(self) -> None:
@@ -346,8 +406,7 @@ class _Worker:
             finally:
                 for _ in threads:
                     self._tasks.put(None)
-                for connection in list(self._connections):
-                    connection.close()
+                self._end()
                 end = time.monotonic() + 0.5
                 for thread in threads:
                     thread.join(max(0.0, end - time.monotonic()))
@@ -360,11 +419,17 @@ class _Worker:
         return not self._connections or time.monotonic() >= self._stop_at
 
     def _stop(self) -> None:
-        self._stop_at = time.monotonic() + self._server.graceful_timeout
+        with self._lock:
+            # From now on no thread has a connection waited for.
+            self._stop_at = time.monotonic() + self._server.graceful_timeout
+        self._server._hide()
         # Those that were told they are connected.
+        while self._listens and self._accept():
+            pass
         if self._listens:
-            self._accept()
             self._deafen()
+        self._listen_again = 0.0
+        self._server._deafen()
         for connection in list(self._connections):
             if connection.call is None and connection not in self._parting:
                 self._readable(connection)
@@ -375,10 +440,23 @@ class _Worker:
             if connection.call is None and not connection.begun and connection not in self._parting:
                 self._close(connection)
 
+    def _end(self) -> None:
+        """Close all connections. One that a thread still uses is shut down, and the thread closes it: its descriptor's
+        number may be somebody else's as soon as it is closed.
+        """
+        with self._lock:
+            self._ended = True
+            for call in self._done:
+                call.returned = True
+            for connection in self._connections:
+                if connection.call is None or connection.call.returned or connection in self._parting:
+                    connection.close()
+                else:
+                    connection.shut()
+
     def _patience(self) -> float | None:
         """Seconds until something is to be done of which no descriptor tells."""
-        # A thread may just have kept a connection, when the server is told to stop.
-        due = [self._stop_at, time.monotonic() + _STOPPING] if self._stop_at is not None else []
+        due = [self._stop_at] if self._stop_at is not None else []
         if self._due:
             due.append(next(iter(self._due.values())))
         if self._parting:
@@ -398,7 +476,7 @@ class _Worker:
             self._close(connection)
         while self._parting and next(iter(self._parting.values()))[0] <= now:
             self._close(next(iter(self._parting)))
-        if self._listen_again and self._listen_again <= now and self._stop_at is None:
+        if self._listen_again and self._listen_again <= now:
             self._listen_again = 0.0
             self._listen()
 
@@ -423,21 +501,26 @@ class _Worker:
         self._selector.unregister(self._server.socket)
         self._listens = False
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Accept some. Whether there may be more."""
         server = self._server
         for _ in range(_ACCEPTED):
             if len(self._connections) >= 2 * server.max_connections:
                 # Let them wait in the queue.
                 self._pause()
-                return
+                return False
             try:
                 sock, peer = server.socket.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
+                return False
             except OSError as error:
-                log.error("Can't accept a connection: %s", error)
+                # As a rule there is no descriptor left. It is said once, however long it lasts.
+                if not self._exhausted:
+                    log.error("Can't accept a connection: %s", error)
+                self._exhausted = True
                 self._pause()
-                return
+                return False
+            self._exhausted = False
             if server._allowed and sock.family != socket.AF_UNIX and peer[0] not in server._allowed:
                 log.warning("A connection from %s is refused", peer[0])
                 sock.close()
@@ -460,6 +543,7 @@ class _Worker:
             if self._progress(connection):
                 self._await(connection)
                 self._due[connection] = time.monotonic() + server.timeout
+        return True
 
     def _pause(self) -> None:
         if self._listens:
@@ -548,6 +632,10 @@ class _Worker:
             del task
 
     def _answer(self, call: Call) -> None:
+        if self._ended:
+            # It has waited in vain.
+            self._give_back(call)
+            return
         server = self._server
         try:
             if self._handler is not None:
@@ -565,9 +653,13 @@ class _Worker:
 
     def _give_back(self, call: Call) -> None:
         """This thread is done with it."""
-        if self._keep(call):
-            return
-        self._done.append(call)
+        with self._lock:
+            if self._ended:
+                call.connection.close()
+                return
+            if self._keep(call):
+                return
+            self._done.append(call)
         with contextlib.suppress(OSError):
             # If it is full, it rings all the same.
             self._server._bell.send(b"x")
@@ -582,9 +674,12 @@ class _Worker:
         if self._stop_at is not None or not self._is_shared:
             return False
         connection.next()
-        # It may be closed at once, if the server stops.
-        with contextlib.suppress(KeyError, ValueError, OSError):
+        try:
             self._await(connection)
+        except OSError as error:
+            log.error("Can't keep a connection: %s", error)
+            connection.gone = True
+            return False
         return True
 
     def _take(self) -> None:
@@ -611,6 +706,7 @@ class _Worker:
             landed, call.landed = call.landed, None
             if landed is not None:
                 # The application's own close() runs where the application does.
+                call.returned = False
                 self._tasks.put(lambda: self._land(call, landed))
                 return
         self._release(call)
