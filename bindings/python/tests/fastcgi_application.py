@@ -7,6 +7,7 @@ as the document has it. What happens is noted in files of PLACE.
 from __future__ import annotations
 
 import hashlib
+import logging
 import socketserver
 import sys
 import threading
@@ -107,6 +108,9 @@ def application(environ: dict[str, Any], start_response: Any) -> Any:
     if path == "/fails":
         start_response("200 OK", [*head, ("Content-Length", "100000")] if "length" in query else head)
         return fail("wait" in query)
+    if "head" in query:
+        # So many thousand bytes, in lines that no front server finds too long.
+        head += [(f"X-Long-{number}", "x" * 1000) for number in range(int(query["head"]))]
     start_response("200 OK", head)
     shown = [environ.get(name, "") for name in ("SCRIPT_NAME", "PATH_INFO", "QUERY_STRING", "HTTP_X_BYTES")]
     environ["wsgi.errors"].write("sendgate-test: a message\n")
@@ -128,6 +132,7 @@ class DocumentServer(socketserver.ThreadingUnixStreamServer):
 
 
 if __name__ == "__main__":
+    logging.basicConfig(format="%(levelname)s:%(message)s")
     with DocumentServer(str(PLACE / "document.sock"), TestHandler) as document:
         (PLACE / "document.sock").chmod(0o777)
         threading.Thread(target=document.serve_forever, daemon=True).start()

@@ -41,6 +41,8 @@ class Kind:
 
     name: str
     keeps: bool = False
+    #: What the lines of the example begin with that are left out.
+    without: str = ""
 
     def __str__(self) -> str:
         return self.name + "-keep" * self.keeps
@@ -56,6 +58,10 @@ class Kind:
         if self.name == "apache" and not self.keeps:
             assert " enablereuse=on" in text
             text = text.replace(" enablereuse=on", "")
+        if self.without:
+            lines = [line for line in text.splitlines() if not line.lstrip().startswith(self.without)]
+            assert len(lines) < len(text.splitlines())
+            text = "\n".join(lines)
         return text.replace("/run/app.sock", f"{folder}/app.sock")
 
     def command(self, folder: Path, port: int) -> list[str]:

@@ -193,9 +193,16 @@ def test_fields_of_the_front_server() -> None:
 
 
 @pytest.mark.parametrize(
-    "head", [("200 OK\r\nX: y", TEXT), ("200 OK", [("X", "y\r\nZ: z")]), ("200 OK", [("X: y", "")]), ("OK", TEXT)]
+    ("head", "error"),
+    [
+        (("200 OK\r\nX: y", TEXT), "FieldError"),
+        (("2000 OK", TEXT), "FieldError"),
+        (("OK", TEXT), "ValueError"),
+        (("200 OK", [("X", "y\r\nZ: z")]), "FieldError"),
+        (("200 OK", [("X: y", "")]), "FieldError"),
+    ],
 )
-def test_heads_that_are_refused(head: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_heads_that_are_refused(head: Any, error: str, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing of an application's gets out of its field: 500, and the log says why."""
 
     def application(environ: dict[str, Any], start_response: Start) -> list[bytes]:
@@ -204,7 +211,7 @@ def test_heads_that_are_refused(head: Any, caplog: pytest.LogCaptureFixture) -> 
 
     with serving(application) as path:
         assert ask(path).status == 500
-    assert "Error: " in caplog.text
+    assert f"{error}: " in caplog.text
 
 
 def test_start_response() -> None:
