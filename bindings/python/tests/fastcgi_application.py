@@ -1,4 +1,4 @@
-"""The application behind front servers: ``python fastcgi_application.py PLACE``.
+"""The application behind front servers: ``python fastcgi_application.py PLACE [MAX_CONNECTIONS]``.
 
 PLACE/app.sock: a WSGI application by sendgate.fastcgi. PLACE/document.sock: the document's handler, under socketserver,
 as the document has it. What happens is noted in files of PLACE.
@@ -133,10 +133,11 @@ class DocumentServer(socketserver.ThreadingUnixStreamServer):
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s:%(message)s")
+    limit = int(sys.argv[2]) if len(sys.argv) > 2 else None
     with DocumentServer(str(PLACE / "document.sock"), TestHandler) as document:
         (PLACE / "document.sock").chmod(0o777)
         threading.Thread(target=document.serve_forever, daemon=True).start()
-        with fastcgi.Server(PLACE / "app.sock", application, mode=0o777) as server:
+        with fastcgi.Server(PLACE / "app.sock", application, mode=0o777, max_connections=limit) as server:
             print("ready", flush=True)
             server.serve_forever()
         document.shutdown()

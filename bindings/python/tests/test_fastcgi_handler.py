@@ -569,7 +569,8 @@ def test_overloaded() -> None:
             for front in (first, second):
                 front.ask({**POST, "CONTENT_TYPE": "a"}, keep=True)
             third.send(request(keep=True))
-            assert third.answer().protocol_status == ProtocolStatus.OVERLOADED
+            answer = third.answer()
+            assert (answer.status, answer.protocol_status) == (503, ProtocolStatus.OVERLOADED)
             assert third.is_closed()
         wait_until(lambda: ask_status(path) == 0)
 

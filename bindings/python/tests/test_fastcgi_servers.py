@@ -20,7 +20,7 @@ import pytest
 
 import django_project
 import rows
-from fastcgi_fronts import KINDS, Fronted, Kind, fronted
+from fastcgi_fronts import HERE, KINDS, Fronted, Kind, fronted
 from served_rows import SOCKET_ROWS, answers, as_served, complaints
 from support import wait_until
 
@@ -449,6 +449,24 @@ def test_a_long_head_by_default() -> None:
     with fronted(Kind("nginx", without="fastcgi_b")) as front:
         assert get(front, "/?head=3")[0].status == 200
         assert get(front, "/?head=5")[0].status == 502
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_overloaded(kind: Kind) -> None:
+    """What a client is told of one connection too many."""
+    command = [sys.executable, "-u", HERE / "fastcgi_application.py", "{folder}", "1"]
+    with fronted(kind, command) as front, contextlib.ExitStack() as stack:
+        (front.folder / "steps-0").touch()
+
+        def is_begun() -> bool:
+            connection = stack.enter_context(connected(front))
+            connection.request("GET", "/steps?name=steps&count=2")
+            return connection.getresponse().status == 200
+
+        # The front server may still have a connection for what was asked before.
+        wait_until(is_begun)
+        assert get(front, "/")[0].status == 503
+        (front.folder / "steps-1").touch()
 
 
 FLASK = """

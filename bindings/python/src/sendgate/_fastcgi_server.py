@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._core import _int, _invalid, _milliseconds
 from ._errors import SendgateError
-from ._fastcgi import ProtocolStatus, pack_end_request
+from ._fastcgi import ProtocolStatus, RecordType, pack_end_request, pack_record
 from ._fastcgi_connection import LINGER_BYTES, LINGER_SECONDS, Call, Connection, is_harmless, log
 from ._fastcgi_handler import Handler
 from ._fastcgi_processes import STOPPING, Processes
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 _ACCEPTED = 64
 #: Seconds after which a listener is asked again, when no descriptor was left.
 _EXHAUSTED = 0.05
+#: The head for a request on one connection too many.
+_OVERLOADED = b"Status: 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
 #: The first descriptor that systemd hands over (sd_listen_fds(3)).
 _FIRST_INHERITED = 3
 
@@ -67,8 +69,8 @@ class Server:
     timeout: seconds that a front server may stall in the middle of a request or an answer. A kept connection may be
     idle for as long as it likes, and holds no thread.
     max_params: bytes of a request's parameters; for one with more the answer is 431.
-    max_connections: of each process; a request on another one is answered with OVERLOADED. It is 1024, but never more
-    than there are descriptors for: a quarter of RLIMIT_NOFILE, without the first 64.
+    max_connections: of each process; a request on another one is answered 503, and OVERLOADED. It is 1024, but never
+    more than there are descriptors for: a quarter of RLIMIT_NOFILE, without the first 64.
     mode: permissions of the UNIX socket, such as 0o660; None: as the umask has it.
     graceful_timeout: seconds that requests under way have when the server is told to stop.
 
@@ -581,8 +583,12 @@ class _Worker:
         return False
 
     def _refuse(self, connection: Connection, call: Call) -> None:
+        # Apache doesn't look at the protocol's status, and makes an empty 200 of an answer without a head.
+        answer = pack_record(RecordType.STDOUT, call.request_id, _OVERLOADED)
+        answer += pack_record(RecordType.STDOUT, call.request_id)
+        answer += pack_end_request(call.request_id, 0, ProtocolStatus.OVERLOADED)
         with contextlib.suppress(OSError):
-            connection.sock.send(pack_end_request(call.request_id, 0, ProtocolStatus.OVERLOADED), socket.MSG_NOSIGNAL)
+            connection.sock.send(answer, socket.MSG_NOSIGNAL)
         self._part(connection)
 
     def _part(self, connection: Connection) -> None:
