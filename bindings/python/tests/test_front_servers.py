@@ -7,11 +7,9 @@ import gzip
 import http.client
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ import pytest
 
 import rows
 from front_configurations import EXAMPLES, MODULES, configured, load_modules, missing
+from launching import launched, serving
 
 OLD = 784111777
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
@@ -134,34 +133,6 @@ class Front:
         return (self.kind.files or f"{self.folder}/files/") + path
 
 
-def port() -> int:
-    """One that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        number: int = listener.getsockname()[1]
-    return number
-
-
-@contextlib.contextmanager
-def started(command: list[str], log: Path, address: tuple[str, int]) -> Iterator[bool]:
-    """A server, until it takes connections. False: it ended before that."""
-    with log.open("ab") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
-        try:
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    socket.create_connection(address).close()
-                    break
-                except OSError:
-                    if process.poll() is not None:
-                        break
-                    assert time.monotonic() < deadline, log.read_text()
-                    time.sleep(0.01)
-            yield process.poll() is None
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
 def command_of(kind: Kind, folder: Path, behind: tuple[str, int], listening: int) -> list[str]:
     """Write its configuration, with the example in it, and return its command."""
     snippet = (EXAMPLES / f"{kind.name}.conf").read_text()
@@ -192,23 +163,13 @@ def front(request: pytest.FixtureRequest) -> Iterator[Front]:
         (folder / "application.py").write_text(APPLICATION)
         command = [sys.executable, "application.py", kind.field, kind.files or f"{folder}/files"]
         log = folder / "application.log"
-        with log.open("w") as errors:
-            process = stack.enter_context(
-                subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True)
-            )
-        stack.callback(process.terminate)
-        assert process.stdout is not None
+        process = stack.enter_context(launched(command, log, cwd=folder, stdout=subprocess.PIPE, text=True))
         line = process.stdout.readline()
         assert line, log.read_text()
         behind = ("127.0.0.1", int(line))
-        for _ in range(5):
-            # Somebody else may have taken the port in between.
-            address = ("127.0.0.1", port())
-            started_ = started(command_of(kind, folder, behind, address[1]), folder / "front.log", address)
-            if stack.enter_context(started_):
-                break
-        else:
-            raise AssertionError((folder / "front.log").read_text())
+        address, _ = stack.enter_context(
+            serving(lambda port: command_of(kind, folder, behind, port), folder / "front.log", "/")
+        )
         yield Front(kind, address, behind, folder)
 
 
