@@ -22,6 +22,7 @@ import trio
 
 import rows
 import sendgate
+from sendgate._chunks import trio_here
 from sendgate.asgi import BODY, Body, Conditional, FileResponse, Files, Protocol
 from sendgate.wsgi import Conditional as WSGIConditional
 from sendgate.wsgi import Protocol as WSGIProtocol
@@ -134,7 +135,7 @@ class Another(Server):
 
 
 async def wait_for_ever() -> None:
-    if sendgate.asgi._in_trio():
+    if trio_here() is not None:
         await trio.sleep_forever()
     else:
         await asyncio.get_running_loop().create_future()

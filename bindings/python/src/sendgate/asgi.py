@@ -16,7 +16,6 @@ import contextlib
 import functools
 import logging
 import os
-import sys
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
@@ -39,6 +38,7 @@ from ._answer import (
     own_file,
     without_content,
 )
+from ._chunks import trio_here
 from ._core import File, Request
 from ._errors import NotRegularError
 from ._site import Mount, content_type
@@ -145,7 +145,7 @@ async def _read(answer: Answer, length: int, receive: Receive, send: Send) -> No
     block = _cached(answer, length)
     if block is not None:
         await send({"type": _CONTENT, "body": block, "more_body": False})
-    elif _in_trio():
+    elif trio_here() is not None:
         await _read_in_trio(answer, length, receive, send)
     else:
         left = asyncio.Event()
@@ -198,11 +198,6 @@ async def _watch(receive: Receive, left: Callable[[], object]) -> None:
                 return
             is_over = not message.get("more_body", False)
         left()
-
-
-def _in_trio() -> bool:
-    trio = sys.modules.get("trio")
-    return trio is not None and bool(trio.lowlevel.in_trio_run())
 
 
 def _cached(answer: Answer, length: int) -> bytes | None:
