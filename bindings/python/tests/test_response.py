@@ -66,6 +66,16 @@ class AsyncProduced(Produced):
         self.closed += 1
 
 
+class PlainProduced(AsyncProduced):
+    """The same, but that it is closed without waiting for it."""
+
+    aclose = property()  # type: ignore[assignment]
+
+    def close(self) -> None:
+        """Be closed."""
+        self.closed += 1
+
+
 KINDS = pytest.mark.parametrize("kind", [Produced, AsyncProduced])
 
 
@@ -216,6 +226,17 @@ def test_middleware_wraps_the_iterator(ask: Callable[..., Got]) -> None:
     assert ask(response).chunks == [b"A", b"B"]
     assert order == ["outer", "inner"]
     assert (produced.read, produced.closed) == (2, 1)
+
+
+@BOTH
+@pytest.mark.parametrize("kind", [Produced, AsyncProduced, PlainProduced])
+def test_each_iterator_is_closed_once(ask: Callable[..., Got], kind: Any) -> None:
+    """The one that is read, and those that it has replaced."""
+    inner, outer = kind(b"1"), kind(b"2")
+    response = Response(inner, streaming=True)
+    response.content_iterator = outer
+    assert ask(response).body == b"2"
+    assert (inner.closed, outer.closed) == (1, 1)
 
 
 @BOTH

@@ -169,6 +169,79 @@ def test_closing_in_the_middle(kind: Any) -> None:
     assert source.events == ONCE
 
 
+class Plain:
+    """Asynchronous content whose iterator is closed without waiting for it. alone: it is its own iterator."""
+
+    def __init__(self, alone: bool, events: list[str]) -> None:
+        self._alone = alone
+        self.events = events
+        self._left = [b"1", b"2"]
+
+    def __aiter__(self) -> Plain:
+        return self if self._alone else Plain(True, self.events)
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop(0)
+
+    def close(self) -> None:
+        """Be closed."""
+        self.events.append("iterator" if self._alone else "content")
+
+
+@pytest.mark.parametrize(("alone", "due"), [(True, ["iterator"]), (False, ["iterator", "content"])])
+def test_asynchronous_content_that_is_closed_without_waiting(alone: bool, due: list[str]) -> None:
+    """Each once: when it was read, in the middle, and unread."""
+
+    async def begin(count: int) -> list[str]:
+        content = Plain(alone, [])
+        chunks = AsyncChunks(content)
+        for _ in range(count):
+            await chunks.__anext__()
+        await chunks.aclose()
+        return content.events
+
+    for gather in (collect, acollect):
+        content = Plain(alone, [])
+        assert gather(content) == [b"1", b"2"]
+        assert content.events == due
+    for count in (1, 0):
+        content = Plain(alone, [])
+        chunks = Chunks(content)
+        assert [next(chunks) for _ in range(count)] == [b"1"] * count
+        chunks.close()
+        assert content.events == asyncio.run(begin(count)) == (due if count else due[-1:])
+
+
+def test_whatever_one_of_them_raises_all_are_closed() -> None:
+    """The iterator and what it is made of; the error is passed on."""
+    source = AsyncSource(b"1", b"2")
+
+    class Wrong:
+        """An iterator whose close fails."""
+
+        def __aiter__(self) -> Any:
+            return self
+
+        async def __anext__(self) -> bytes:
+            return b"1"
+
+        async def aclose(self) -> None:
+            raise KeyError
+
+    source._aproduce = Wrong  # type: ignore[method-assign]
+
+    async def run() -> None:
+        chunks = AsyncChunks(source)
+        assert await chunks.__anext__() == b"1"
+        with pytest.raises(KeyError):
+            await chunks.aclose()
+
+    asyncio.run(run())
+    assert source.events == ["begun", "closed"]
+
+
 @pytest.mark.parametrize(
     "error",
     [errors.truncated(2, 1), errors.excess(1), errors.bad_field("x"), errors.frozen("x")],

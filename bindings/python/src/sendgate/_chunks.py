@@ -87,16 +87,14 @@ def _close(iterator: Any, content: Any) -> None:
             content.close()
 
 
-async def _aclose(iterator: Any, content: Any) -> None:
-    try:
-        if hasattr(iterator, "aclose"):
-            await iterator.aclose()
-    finally:
-        if content is not iterator:
-            if hasattr(content, "aclose"):
-                await content.aclose()
-            elif hasattr(content, "close"):
-                content.close()
+async def aclose_all(*layers: Any) -> None:
+    """Close each of them once, in this order, as far as they can be closed, whatever the others raise. None is none."""
+    async with contextlib.AsyncExitStack() as stack:
+        for layer in reversed({id(layer): layer for layer in layers}.values()):
+            if hasattr(layer, "aclose"):
+                stack.push_async_callback(layer.aclose)
+            elif hasattr(layer, "close"):
+                stack.callback(layer.close)
 
 
 class Chunks:
@@ -235,14 +233,17 @@ class _Stepped:
                 self._produced.set_result(item)
                 await self._resume
         finally:
-            await _aclose(iterator, self._content)
+            await aclose_all(iterator, self._content)
 
     def close(self) -> None:
         """Close the content, within its event loop, and then that."""
         loop, self._loop = self._loop, None
         if loop is None:
             # A generator that was not begun has nothing to close.
-            if self._task is not None or inspect.isasyncgen(self._content) or not hasattr(self._content, "aclose"):
+            if self._task is not None or inspect.isasyncgen(self._content):
+                return
+            if not hasattr(self._content, "aclose"):
+                _close(None, self._content)
                 return
             if _is_running():
                 raise RuntimeError("asynchronous content can't be closed synchronously in an event loop's thread")
@@ -256,7 +257,7 @@ class _Stepped:
 
     async def _wind_up(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._task is None:
-            await _aclose(None, self._content)
+            await aclose_all(self._content)
             return
         if self._task.done():
             # What it ended with, ``next`` has said.
@@ -417,7 +418,7 @@ class AsyncChunks:
     async def _end(self) -> None:
         iterator, self._iterator = self._iterator, None
         content, self._content = self._content, None
-        await _aclose(iterator, content)
+        await aclose_all(iterator, content)
 
     # ---- In a thread, which is left alone as soon as its task is: what it does last is to close ----
 

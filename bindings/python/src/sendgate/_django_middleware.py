@@ -21,6 +21,7 @@ from django.utils.cache import patch_vary_headers
 from django.utils.decorators import decorator_from_middleware_with_args
 
 from ._adapters import check_hooks
+from ._chunks import aclose_all
 from ._django_freezing import KNOWN, FreezeMixin
 from ._django_responses import HttpResponse, in_djangos_thread
 
@@ -172,8 +173,7 @@ class _AsyncTee:
 
     async def aclose(self) -> None:
         self._capture.drop()
-        if hasattr(self._content, "aclose"):
-            await self._content.aclose()
+        await aclose_all(self._content)
 
 
 class UpdateCacheMiddleware(DjangoUpdateCacheMiddleware):  # type: ignore[misc]

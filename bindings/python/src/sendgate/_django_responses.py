@@ -18,7 +18,7 @@ from django.http import StreamingHttpResponse as DjangoStreamingHttpResponse
 
 from ._adapters import check_hooks
 from ._answer import as_given, conditional, content_length, limited, may_be_less
-from ._chunks import AsyncChunks, Chunks
+from ._chunks import AsyncChunks, Chunks, aclose_all
 from ._core import File, Request
 from ._django_freezing import KNOWN, FreezeMixin
 from .wsgi import _TRUSTED, BLOCK_SIZE, FileWrapper, _Window
@@ -100,12 +100,7 @@ class _AsyncSource:
     async def aclose(self) -> None:
         given, self._given = self._given, None
         iterator, self._iterator = self._iterator, None
-        closed: Any
-        for closed in (iterator, None if given is iterator else given):
-            if hasattr(closed, "aclose"):
-                await closed.aclose()
-            elif hasattr(closed, "close"):
-                closed.close()
+        await aclose_all(iterator, given)
 
     def close(self) -> None:
         """For a response that is closed, or dropped, before it was sent, wherever that is."""
@@ -166,8 +161,7 @@ class _AsyncPieces:
         return self._encode(await self._content.__anext__())
 
     async def aclose(self) -> None:
-        if hasattr(self._content, "aclose"):
-            await self._content.aclose()
+        await aclose_all(self._content)
 
 
 class _Streaming(FreezeMixin):

@@ -32,7 +32,7 @@ from ._answer import (
     reason,
     without_content,
 )
-from ._chunks import AsyncChunks, Chunks, trio_here
+from ._chunks import AsyncChunks, Chunks, aclose_all, aiter_, trio_here
 from ._core import File, Request, _Collector, _Exchange, _int, _Produced
 from ._errors import bad_field, excess, frozen, truncated
 from ._headers import Headers
@@ -85,24 +85,24 @@ class _Layers:
                 if hasattr(layer, "close"):
                     stack.callback(layer.close)
 
+    def _begun(self, iterator: Any) -> Any:
+        """Who iterates closes the iterator himself."""
+        self._all = [layer for layer in self._all if layer is not iterator]
+        return iterator
+
 
 class _Sync(_Layers):
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._iterator)
+        return self._begun(iter(self._iterator))  # type: ignore[no-any-return]
 
 
 class _Async(_Layers):
     def __aiter__(self) -> Any:
-        return type(self._iterator).__aiter__(self._iterator)
+        return self._begun(aiter_(self._iterator))
 
     async def aclose(self) -> None:
         """Close them."""
-        async with contextlib.AsyncExitStack() as stack:
-            for layer in reversed(self._all):
-                if hasattr(layer, "aclose"):
-                    stack.push_async_callback(layer.aclose)
-                elif hasattr(layer, "close"):
-                    stack.callback(layer.close)
+        await aclose_all(*self._all)
 
 
 def _layers(iterator: Any, inner: list[Any]) -> Any:
