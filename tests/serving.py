@@ -82,6 +82,11 @@ class Server:
                 names.append(os.readlink(entry))
         return sorted(names)
 
+    def processor_time(self) -> float:
+        """Seconds that it has used."""
+        words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
     def get(self, target: str, *fields: str, method: str = "GET", version: str = "1.1") -> rows.Response:
         """One request on a connection of its own; everything about the answer's framing is checked."""
         lines = [f"{method} {target} HTTP/{version}", "Host: localhost", *fields]
