@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import rows
 
@@ -23,56 +24,12 @@ OLD = 784111777  # Sun, 06 Nov 1994 08:49:37 GMT: old enough for strong entity t
 BIG = 20 * MIB
 
 
-class Server:
-    """A running example. `program`: its name, or its path. `prefix` is a command to run it under (strace, valgrind).
-    `directory` is what it takes behind its port.
-    """
+class Served:
+    """What answers at an address, and the process of ours that does."""
 
-    def __init__(
-        self,
-        program: str,
-        directory: Path | str,
-        *options: str,
-        prefix: tuple[str, ...] = (),
-        max_files: int | None = None,
-        environment: dict[str, str] | None = None,
-    ) -> None:
-        def limit() -> None:
-            if max_files is not None:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))
-
-        self.process = subprocess.Popen(
-            [*prefix, str(PROGRAMS / program), *options, "0", str(directory)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            preexec_fn=limit,
-            env=environment,
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline().decode()
-        match = re.fullmatch(r"listening on 127\.0\.0\.1:(\d+)\n", line)
-        if not match:
-            self.process.kill()
-            raise AssertionError(f"{program} said {line!r}; {self.process.communicate()[1].decode()}")
-        self.address = ("127.0.0.1", int(match[1]))
-
-    def stop(self, number: int = signal.SIGTERM) -> str:
-        """End it as Ctrl-C does: its exit status must be 0. Returns what it wrote to standard error."""
-        pid = self.process.pid
-        if self.process.args[0] == "strace":  # type: ignore[index]
-            pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
-        os.kill(pid, number)
-        error = self.process.communicate(timeout=30)[1].decode()
-        assert self.process.returncode == 0, (self.process.returncode, error)
-        return error
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
+    def __init__(self, process: subprocess.Popen[Any], address: tuple[str, int]) -> None:
+        self.process = process
+        self.address = address
 
     def descriptors(self) -> list[str]:
         """What it has open."""
@@ -92,6 +49,58 @@ class Server:
         lines = [f"{method} {target} HTTP/{version}", "Host: localhost", *fields]
         probe = rows.probe("/small.txt")
         return rows.fetch(self.address, ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"), probe=probe)
+
+
+class Server(Served):
+    """A running example. `program`: its name, or its path. `prefix` is a command to run it under (strace, valgrind).
+    `directory` is what it takes behind its port.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        directory: Path | str,
+        *options: str,
+        prefix: tuple[str, ...] = (),
+        max_files: int | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        def limit() -> None:
+            if max_files is not None:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))
+
+        process = subprocess.Popen(
+            [*prefix, str(PROGRAMS / program), *options, "0", str(directory)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=limit,
+            env=environment,
+        )
+        assert process.stdout is not None
+        line = process.stdout.readline().decode()
+        match = re.fullmatch(r"listening on 127\.0\.0\.1:(\d+)\n", line)
+        if not match:
+            process.kill()
+            raise AssertionError(f"{program} said {line!r}; {process.communicate()[1].decode()}")
+        super().__init__(process, ("127.0.0.1", int(match[1])))
+
+    def stop(self, number: int = signal.SIGTERM) -> str:
+        """End it as Ctrl-C does: its exit status must be 0. Returns what it wrote to standard error."""
+        pid = self.process.pid
+        if self.process.args[0] == "strace":  # type: ignore[index]
+            pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+        os.kill(pid, number)
+        error = self.process.communicate(timeout=30)[1].decode()
+        assert self.process.returncode == 0, (self.process.returncode, error)
+        return error
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
 
 
 class Connection:

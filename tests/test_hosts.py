@@ -16,7 +16,7 @@ import pytest
 
 import rows
 from commands import need, run
-from serving import BIG, MIB, OLD, Connection, Server, make, until
+from serving import BIG, MIB, OLD, Connection, Served, Server, make, until
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = rows.content(0, 1000)
@@ -55,23 +55,31 @@ HOSTS = (
     ),
 )
 
+#: Behind front servers: test_hosts_fastcgi.py.
+LIBFCGI = Host("libfcgi", "fcgiapp.h", "libfcgi-dev")
+
 
 @pytest.fixture(scope="session")
 def built(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of those that can be built here."""
     need("pkg-config", "pkg-config")
     out = tmp_path_factory.mktemp("hosts")
-    names = [host.name for host in HOSTS if Path("/usr/include", host.header).exists()]
+    names = [host.name for host in (*HOSTS, LIBFCGI) if Path("/usr/include", host.header).exists()]
     run("make", "-s", "-C", ROOT / "examples/hosts", f"OUT={out}", *names, env=environment)
     return out
+
+
+def need_library(host: Host) -> None:
+    """Skip without the library that it is on."""
+    if not Path("/usr/include", host.header).exists():
+        pytest.skip(f"{host.header} is missing (Debian: apt-get install {host.package})")
 
 
 @pytest.fixture(params=HOSTS, ids=str)
 def host(request: pytest.FixtureRequest) -> Host:
     """Each of them."""
     chosen: Host = request.param
-    if not Path("/usr/include", chosen.header).exists():
-        pytest.skip(f"{chosen.header} is missing (Debian: apt-get install {chosen.package})")
+    need_library(chosen)
     return chosen
 
 
@@ -104,7 +112,7 @@ def server(host: Host, built: Path, environment: dict[str, str], site: Path) -> 
         assert server.stop() == ""
 
 
-def test_rows(host: Host, server: Server, site: Path) -> None:
+def test_rows(host: Host, server: Served, site: Path) -> None:
     """tests/cases, over a socket; what the host does otherwise is in its table, and nothing else is."""
     wrong, tested, otherwise = [], 0, set()
     for row in rows.load():
@@ -133,7 +141,7 @@ def test_rows(host: Host, server: Server, site: Path) -> None:
     assert otherwise == set(host.otherwise)
 
 
-def test_other_answers(host: Host, server: Server, site: Path) -> None:
+def test_other_answers(host: Host, server: Served, site: Path) -> None:
     """Names as they are encoded, what is not there, what isn't allowed, what is outside."""
     assert server.get(host.odd).body == b"odd name"
     assert server.get("/sub/").body == b"<p>index"
@@ -149,7 +157,7 @@ def test_other_answers(host: Host, server: Server, site: Path) -> None:
     assert (response.status, response.get("Allow")) == (405, "GET, HEAD")
 
 
-def test_kept_alive(server: Server) -> None:
+def test_kept_alive(server: Served) -> None:
     """Many requests over one connection, of every kind; HTTP/1.0 closes unless asked not to."""
     before = server.descriptors()
     with Connection(server.address) as client:
@@ -168,7 +176,7 @@ def test_kept_alive(server: Server) -> None:
     assert server.get("/small.txt", "Connection: close").keep_alive is False
 
 
-def test_pipelining(server: Server) -> None:
+def test_pipelining(server: Served) -> None:
     """Requests in one segment: all are answered, in order, whatever their size; then those behind a download."""
     end = "\r\nHost: localhost\r\n\r\n"
     with Connection(server.address) as client:
@@ -184,7 +192,7 @@ def test_pipelining(server: Server) -> None:
             assert client.answer().body == rows.content(0, 10)
 
 
-def test_slow_reader_holds_nobody_up(server: Server, site: Path, big: bytes) -> None:
+def test_slow_reader_holds_nobody_up(server: Served, site: Path, big: bytes) -> None:
     """While some clients don't read, others are answered; then they get every byte, and the next answer."""
     make(site / "big.bin", big)
     clients = [Connection(server.address, receive_buffer=4096) for _ in range(3)]
@@ -204,7 +212,7 @@ def test_slow_reader_holds_nobody_up(server: Server, site: Path, big: bytes) -> 
         assert all(threads.map(read, clients))
 
 
-def test_waiting_costs_no_time(server: Server, site: Path, big: bytes) -> None:
+def test_waiting_costs_no_time(server: Served, site: Path, big: bytes) -> None:
     """While a client doesn't read, though it has sent its next request, or the end, the server does nothing."""
     make(site / "big.bin", big)
     with contextlib.ExitStack() as open_ones:
@@ -220,7 +228,7 @@ def test_waiting_costs_no_time(server: Server, site: Path, big: bytes) -> None:
         assert server.processor_time() - before < 0.1
 
 
-def test_clients_that_leave(server: Server, site: Path, big: bytes) -> None:
+def test_clients_that_leave(server: Served, site: Path, big: bytes) -> None:
     """In the middle of a download, by a reset or properly: no signal ends the server, and nothing stays open."""
     make(site / "big.bin", big)
     assert server.get("/small.txt").status == 200
@@ -239,7 +247,7 @@ def test_clients_that_leave(server: Server, site: Path, big: bytes) -> None:
     until(lambda: server.descriptors() == before)
 
 
-def test_truncated_file(server: Server, site: Path, big: bytes) -> None:
+def test_truncated_file(server: Served, site: Path, big: bytes) -> None:
     """A file that becomes shorter while it is sent: the client notices, by the end of the connection."""
     path = make(site / "big.bin", big)
     for ranges in ([], ["Range: bytes=0-1,5-20000000"]):
@@ -256,7 +264,7 @@ def test_truncated_file(server: Server, site: Path, big: bytes) -> None:
     assert server.get("/small.txt").status == 200
 
 
-def test_resumed_download(server: Server, site: Path, big: bytes) -> None:
+def test_resumed_download(server: Served, site: Path, big: bytes) -> None:
     """Cut off, then continued with Range and If-Range: together every byte once."""
     make(site / "big.bin", big)
     with Connection(server.address) as client:
@@ -273,7 +281,7 @@ def test_resumed_download(server: Server, site: Path, big: bytes) -> None:
     assert server.get("/big.bin", f"Range: bytes={len(have)}-", f"If-Range: {tag}").status == 200
 
 
-def test_content_is_not_the_next_request(server: Server) -> None:
+def test_content_is_not_the_next_request(server: Served) -> None:
     """Content behind a GET is never read as a request, and the connection stays in step or is closed."""
     smuggled = "GET /medium.bin HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with Connection(server.address) as client:

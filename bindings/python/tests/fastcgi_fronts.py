@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+import rows
 from front_configurations import EXAMPLES, configured, load_modules, missing
 from launching import launched, serving
+from served_rows import SOCKET_ROWS
 
 HERE = Path(__file__).resolve().parent
 
@@ -137,3 +139,116 @@ def fronted(kind: Kind, command: Sequence[str | Path] | None = None, **options: 
             log = folder / "front.log"
             with serving(lambda port: kind.command(folder, port), log, "/") as (address, _):
                 yield Fronted(kind, address, folder, process)
+
+
+# ---- What they do to answers ----
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a front server does to the answers to some rows, whatever is behind it."""
+
+    why: str
+    servers: tuple[str, ...]
+    #: By the name of the row: all that the row's judge complains of.
+    complaints: dict[str, list[str]]
+
+
+DIFFERENCES = (
+    Difference(
+        "closes the connection of a client that names an option that it doesn't know",
+        ("nginx",),
+        {"conn-http11-other-token": ["keep_alive False instead of True"]},
+    ),
+    Difference(
+        "refuses a second line of a field that may occur once, and takes If-Match and If-None-Match for such",
+        ("nginx",),
+        {
+            **dict.fromkeys(
+                (
+                    "ims-two-lines", "ims-two-lines-one-garbage", "ius-two-lines", "inm-two-lines-star-second",
+                    "inm-two-lines-second-malformed", "inm-two-lines-tag-across", "im-two-lines", "ifr-two-lines",
+                    "ifr-two-lines-one-empty", "ifr-date-two-lines",
+                ),
+                ["status 400 instead of 200"],
+            ),
+            **dict.fromkeys(
+                (
+                    "inm-two-lines", "inm-two-lines-first-matches", "inm-two-lines-apart",
+                    "inm-three-lines-one-empty",
+                ),
+                ["status 400 instead of 304"],
+            ),
+            "im-two-lines-none": ["status 400 instead of 412"],
+        },
+    ),
+    Difference(
+        "answers an HTTP/1.0 request with HTTP/1.0",
+        ("lighttpd",),
+        {
+            row.name: ["version HTTP/1.0"]
+            for row in SOCKET_ROWS
+            if row.version == 10 and row.name != "conn-unread-body-http10-keep-alive"
+        },
+    ),
+    Difference(
+        "refuses a GET with content",
+        ("lighttpd",),
+        {
+            **dict.fromkeys(
+                (
+                    "conn-unread-body", "conn-unread-body-http10-keep-alive", "conn-unread-body-of-known-length",
+                    "conn-unread-chunked-body",
+                ),
+                ["status 400 instead of 200"],
+            ),
+            "conn-unread-body-not-modified": ["status 400 instead of 304"],
+        },
+    ),
+    Difference(
+        "passes only the first line of some fields, and refuses two of If-Modified-Since that differ",
+        ("lighttpd",),
+        {
+            "ims-two-lines": ["status 304 instead of 200"],
+            "ims-two-lines-one-garbage": ["status 400 instead of 200"],
+            "inm-two-lines": ["status 200 instead of 304"],
+            "inm-two-lines-apart": ["status 200 instead of 304"],
+            "inm-two-lines-second-malformed": ["status 304 instead of 200"],
+        },
+    ),
+    Difference(
+        "doesn't pass a field whose value is empty",
+        ("lighttpd",),
+        {
+            "prec-inm-empty-ims-exact": ["status 304 instead of 200"],
+            "inm-three-lines-one-empty": ["status 200 instead of 304"],
+            "im-empty-value": ["status 200 instead of 412"],
+            "prec-im-empty-ius-ok": ["status 200 instead of 412"],
+            "ifr-empty": ["status 206 instead of 200"],
+            "ifr-two-lines-one-empty": ["status 206 instead of 200"],
+        },
+    ),
+    Difference(
+        "drops a Content-Length of 0 from the answer to a HEAD",
+        ("apache",),
+        dict.fromkeys(("ius-head", "head-empty-file", "head-im-mismatch"), ["Content-Length None instead of 0"]),
+    ),
+    Difference(
+        "takes a Last-Modified of 1970 for none",
+        ("apache",),
+        dict.fromkeys(
+            ("val-mtime-0", "val-mtime-1-nanosecond"),
+            ["Last-Modified None instead of 'Thu, 01 Jan 1970 00:00:00 GMT'"],
+        ),
+    ),
+)  # fmt: skip
+
+
+def different(row: rows.Row, kind: Kind) -> list[str]:
+    """What it has to say against it."""
+    return [
+        complaint
+        for difference in DIFFERENCES
+        if kind.name in difference.servers
+        for complaint in difference.complaints.get(row.name, [])
+    ]
