@@ -34,6 +34,8 @@ class Host:
     sigpipe: bool = True
     #: A name with a space, a "+" and a "%", which is how much of it has to be encoded.
     odd: str = "/with%20space+%25.txt?x=1"
+    #: A target in absolute form (RFC 9112 3.2.2) gets to the example.
+    absolute: bool = True
     #: Rows that it answers otherwise, before sendgate is asked: the row's name, and what is expected instead.
     otherwise: dict[str, dict[str, object]] = field(default_factory=dict)
 
@@ -50,6 +52,7 @@ HOSTS = (
         sigpipe=False,
         # Its parser takes a "+" for a space, as in a form.
         odd="/with%20space%2B%25.txt?x=1",
+        absolute=False,
         # It keeps a connection of HTTP/1.0 for the whole value "keep-alive" alone, and is announced to.
         otherwise={"conn-http10-keep-alive-in-list": {"keep_alive": False, "fields": [["Connection", "close"]]}},
     ),
@@ -144,6 +147,8 @@ def test_rows(host: Host, server: Served, site: Path) -> None:
 def test_other_answers(host: Host, server: Served, site: Path) -> None:
     """Names as they are encoded, what is not there, what isn't allowed, what is outside."""
     assert server.get(host.odd).body == b"odd name"
+    if host.absolute:
+        assert server.get(f"http://localhost:{server.address[1]}/small.txt").body == SMALL
     assert server.get("/sub/").body == b"<p>index"
     response = server.get("/sub")
     assert (response.status, response.get("Location")) == (301, "./sub/")

@@ -56,6 +56,7 @@ static void download_end(struct download *d, uint32_t connection)
     struct evkeyvalq *fields = evhttp_request_get_input_headers(http);
     evhttp_remove_header(fields, "Connection");
     evhttp_add_header(fields, "Connection", connection == SENDGATE_CONN_CLOSE ? "close" : "keep-alive");
+    http->flags &= ~EVHTTP_PROXY_REQUEST; /* for a target in absolute form it would go by Proxy-Connection */
     http->chunked = 0;           /* that was the request's content: else "0" would be sent, the end of an answer's */
     evhttp_send_reply_end(http); /* without a start: nothing is sent, and the next request is read */
 }
