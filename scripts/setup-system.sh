@@ -36,6 +36,7 @@ need uwsgi uwsgi-core
 need_file /usr/lib/uwsgi/plugins/python3_plugin.so uwsgi-plugin-python3
 if ! /usr/bin/python3 -c 'import _cffi_backend' 2>/dev/null; then missing="$missing python3-cffi-backend"; fi
 # The libraries that examples/hosts is built on: headers, not commands.
+need_file /usr/include/civetweb.h libcivetweb-dev
 need_file /usr/include/event2/http.h libevent-dev
 need_file /usr/include/fcgiapp.h libfcgi-dev
 need_file /usr/include/libwebsockets.h libwebsockets-dev
