@@ -1,4 +1,4 @@
-"""The servers in examples/hosts, built by pkg-config against the installed library, with real clients."""
+"""The servers in examples/hosts, and one by ctypes, on the library that is installed, with real clients."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,9 +28,9 @@ class Host:
     """One of them."""
 
     name: str
-    #: A header of the library that it is on, and the Debian package.
-    header: str
-    package: str
+    #: A header of the library that it is on, and the Debian package. None: it is a script.
+    header: str = ""
+    package: str = ""
     #: SIGPIPE is at its default: the library doesn't see to it.
     sigpipe: bool = True
     #: A name with a space, a "+" and a "%", which is how much of it has to be encoded.
@@ -92,6 +93,7 @@ HOSTS = (
         },
         length_in_304=True,
     ),
+    Host("fileserver_ctypes.py", sigpipe=False),
 )
 
 #: Behind front servers: test_hosts_fastcgi.py.
@@ -103,7 +105,8 @@ def built(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
     """The folder of those that can be built here."""
     need("pkg-config", "pkg-config")
     out = tmp_path_factory.mktemp("hosts")
-    names = [host.name for host in (*HOSTS, LIBFCGI) if Path("/usr/include", host.header).exists()]
+    hosts = [host for host in (*HOSTS, LIBFCGI) if host.header]
+    names = [host.name for host in hosts if Path("/usr/include", host.header).exists()]
     run("make", "-s", "-C", ROOT / "examples/hosts", f"OUT={out}", *names, env=environment)
     return out
 
@@ -160,7 +163,9 @@ def server(
     host: Host, built: Path, environment: dict[str, str], site: Path, end: Callable[[Server], object]
 ) -> Iterator[Server]:
     """A host on `site`, with SIGPIPE at its default. It has to live to the end, and end properly."""
-    server = Server(str(built / host.name), site, environment=environment)
+    program = built / host.name if host.header else ROOT / "examples" / host.name
+    prefix = () if host.header else (sys.executable,)
+    server = Server(str(program), site, prefix=prefix, environment=environment)
     try:
         status = Path(f"/proc/{server.process.pid}/status").read_text()
         ignored = int(status.split("SigIgn:\t")[1].split("\n")[0], 16)
