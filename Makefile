@@ -74,7 +74,8 @@ test-rust: ## Rust, the C programs (plain, sanitized, under Valgrind) and the AB
 	$(CARGO) test --locked
 
 test-examples: examples setup-dev ## the C examples over real sockets
-	$(PYTEST) tests/test_examples.py tests/test_fastcgi_example.py tests/test_hosts.py tests/test_hosts_fastcgi.py
+	$(PYTEST) tests/test_examples.py tests/test_fastcgi_example.py tests/test_hosts.py tests/test_hosts_fastcgi.py \
+		tests/test_ffi.py
 
 test-python: setup-dev ## the installed wheel, on all the servers and frameworks that it is for
 	$(PYTEST) bindings/python/tests

@@ -41,6 +41,9 @@ need_file /usr/include/event2/http.h libevent-dev
 need_file /usr/include/fcgiapp.h libfcgi-dev
 need_file /usr/include/libwebsockets.h libwebsockets-dev
 need_file /usr/include/microhttpd.h libmicrohttpd-dev
+# The languages of examples/ffi.
+need luajit luajit
+if ! perl -MFFI::Platypus -e1 2>/dev/null; then missing="$missing libffi-platypus-perl"; fi
 # For the TLS example of docs/c.md and tests/c/tls.c; a header, not a command.
 if ! echo '#include <openssl/ssl.h>' | cc -E - >/dev/null 2>&1; then missing="$missing libssl-dev"; fi
 
