@@ -201,6 +201,16 @@ def test_links(document: Path) -> None:
             assert anchor in anchors(target), f"{link}: no such heading"
 
 
+def test_lines_of_the_hosts() -> None:
+    """What docs/hosts.md quotes are lines of the examples."""
+    examples = ROOT / "examples"
+    files = [*examples.glob("hosts/*.c"), examples / "fileserver_ctypes.py"]
+    known = {line.strip() for file in files for line in file.read_text().splitlines()}
+    quoted = re.findall(r"^ {4,}(\S.*)$", (ROOT / "docs" / "hosts.md").read_text(), re.M)
+    assert len(quoted) > 10
+    assert [line for line in quoted if line not in known] == []
+
+
 def words(name: str) -> set[str]:
     """The words of a document: no name is found as a part of another."""
     return set(re.findall(r"\w+", (ROOT / "docs" / name).read_text()))
