@@ -265,11 +265,15 @@ def test_a_wrong_length_breaks_the_connection(server: Running, kind: str, pieces
     """Too little, and then nothing, and never too much."""
     with server.connect() as client:
         client.request(f"/{kind}")
+        due = b"".join(map(piece, range(1, pieces + 1)))
+        if server.name == FASTCGI.name:
+            # nginx disconnects its client at once: what it has not passed on by then is lost, the head included.
+            _, _, body = client.rest(reset=True).partition(b"\r\n\r\n")
+            assert due.startswith(body)
+            return
         head = client.head()
-        body = client.rest(reset=True)
-        assert head.status == 200
-        assert body == b"".join(map(piece, range(1, pieces + 1)))
-        assert len(body) < int(head.fields["content-length"])
+        assert (head.status, client.rest(reset=True)) == (200, due)
+        assert len(due) < int(head.fields["content-length"])
 
 
 def anonymous(process: int) -> int:
