@@ -47,6 +47,10 @@ static void download_end(struct download *d, uint32_t connection)
     event_free(d->writable);
     sendgate_transfer_free(d->transfer);
     free(d);
+    if (connection == SENDGATE_CONN_UNTOUCHED) { /* the file became shorter before a byte of it was sent */
+        evhttp_send_error(http, HTTP_INTERNAL, NULL);
+        return;
+    }
     if (connection == SENDGATE_CONN_BROKEN) { /* cut short: the client is gone, or the file became shorter */
         evhttp_connection_free(evhttp_request_get_connection(http));
         return;
