@@ -1,5 +1,9 @@
 #include "flight.h"
 
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+
 sendgate_sender *sender_make(const sendgate_sender_options *options)
 {
     sendgate_sender *sender = NULL;

@@ -2,6 +2,7 @@
  *
  * send, sendmsg and sendfile are this program's own, for the library too: they write down that they were called.
  */
+#include "flight.h"
 #include "interpose.h"
 
 #include <poll.h>

@@ -4,6 +4,7 @@
  * the library too. Bytes are in blocks of 128 KiB. A block comes into the page cache `latency_ms` after it was asked
  * for, by posix_fadvise or by reading it; reading it before that blocks until then, and is counted.
  */
+#include "flight.h"
 #include "interpose.h"
 
 #include <errno.h>
