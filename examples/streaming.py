@@ -93,7 +93,7 @@ def counted(chunks):
             total += len(chunk)
             yield chunk
     finally:
-        print(total, "bytes were streamed", flush=True)
+        print(f"{total} bytes were streamed", flush=True)
 
 
 def wsgi(environ, start_response):
