@@ -66,7 +66,7 @@ def pages() -> dict[Path, Page]:
     """All pages, by path, of a site that was built just now. A warning fails the build."""
     done = subprocess.run(["make", "--no-print-directory", "-s", "site"], cwd=ROOT, capture_output=True, text=True)
     said = [line for line in done.stderr.splitlines() if not line.startswith("setup-python: ")]
-    assert (done.returncode, said) == (0, [])
+    assert done.returncode == 0 and not said, done.stderr
     return {path: Page(path) for path in sorted(SITE.rglob("*.html"))}
 
 
