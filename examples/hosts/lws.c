@@ -25,10 +25,11 @@ static int dir, writable;
 static volatile sig_atomic_t ended;
 static struct lws_context *context;
 
-/* lws keeps one for each connection: the response under way. */
+/* lws keeps one for each request: the response under way. */
 struct download {
     sendgate_transfer *transfer; /* NULL: there is none */
     int file;                    /* -1: the answer has none */
+    bool at_once;                /* what the socket doesn't take at once is not sent */
 };
 
 static void download_end(struct download *d)
@@ -115,11 +116,12 @@ static int step(struct lws *wsi, struct download *d)
     sendgate_status rc = sendgate_transfer_step(d->transfer, STEP_BYTES, &result);
     if (rc == SENDGATE_WANT_WRITE || rc == SENDGATE_YIELD) { /* the others have their turn meanwhile */
         lws_set_timeout(wsi, PENDING_TIMEOUT_USER_REASON_BASE, STALL_SECONDS);
-        return wait_writable(wsi);
+        return d->at_once ? -1 : wait_writable(wsi);
     }
     download_end(d);
     if (result.connection != SENDGATE_CONN_REUSABLE)
         return -1;
+    /* This frees *d: there is another one for the next request. */
     return lws_http_transaction_completed(wsi) ? -1 : 0;
 }
 
@@ -154,17 +156,20 @@ static int on_request(struct lws *wsi, struct download *d)
     if (is_other || (request.version == 10 && !is_kept(wsi)))
         answer.ex.head_flags = SENDGATE_HEAD_CLOSE;
     d->file = answer.fd;
-    if (sendgate_transfer_new(&d->transfer) != SENDGATE_OK
-        || sendgate_transfer_start(d->transfer, &answer.ex, &sink) != SENDGATE_OK) {
-        download_end(d);
-        lws_return_http_status(wsi, HTTP_STATUS_SERVICE_UNAVAILABLE, NULL);
-        return -1;
-    }
-    int rc = step(wsi, d);
     /* lws 4.1 never returns from reading content that came, and more behind it, together with an earlier request. So it
      * must not begin with that: what the socket takes at once is the answer, and then the connection ends, to which
      * SENDGATE_REQUEST_HAS_BODY leads. */
-    return d->transfer != NULL && request.flags & SENDGATE_REQUEST_HAS_BODY ? -1 : rc;
+    d->at_once = request.flags & SENDGATE_REQUEST_HAS_BODY;
+    if (sendgate_transfer_new(&d->transfer) != SENDGATE_OK
+        || sendgate_transfer_start(d->transfer, &answer.ex, &sink) != SENDGATE_OK) {
+        sendgate_transfer_free(d->transfer);
+        d->transfer = NULL;
+        if (answer.fd >= 0)
+            close(answer.fd);
+        lws_return_http_status(wsi, HTTP_STATUS_SERVICE_UNAVAILABLE, NULL);
+        return -1;
+    }
+    return step(wsi, d);
 }
 
 static int callback(struct lws *wsi, enum lws_callback_reasons reason, void *user, void *in, size_t len)
