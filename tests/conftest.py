@@ -12,6 +12,10 @@ from commands import run
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# The make that runs the tests has a jobserver, of which the makes that the tests run would complain.
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
+    os.environ.pop(name, None)
+
 
 @pytest.fixture(scope="session")
 def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -88,9 +88,13 @@ int main(int argc, char **argv)
     struct mg_server_port bound;
     sigset_t ends;
     int number;
-    if (argc != 3 || (dir = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) {
-        perror("usage: civetweb PORT DIR");
+    if (argc != 3) {
+        fprintf(stderr, "usage: civetweb PORT DIR\n");
         return 2;
+    }
+    if ((dir = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) {
+        perror(argv[2]);
+        return 1;
     }
     snprintf(port, sizeof port, "127.0.0.1:%d", atoi(argv[1]));
     snprintf(head_max, sizeof head_max, "%d", HEAD_MAX);

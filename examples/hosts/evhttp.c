@@ -39,7 +39,7 @@ struct download {
     int file; /* -1: the answer has none */
 };
 
-static void download_end(struct download *d, uint32_t connection)
+static void download_end(struct download *d, sendgate_status rc, uint32_t connection)
 {
     struct evhttp_request *http = d->http;
     if (d->file >= 0)
@@ -47,11 +47,11 @@ static void download_end(struct download *d, uint32_t connection)
     event_free(d->writable);
     sendgate_transfer_free(d->transfer);
     free(d);
-    if (connection == SENDGATE_CONN_UNTOUCHED) { /* the file became shorter before a byte of it was sent */
-        evhttp_send_error(http, HTTP_INTERNAL, NULL);
+    if (rc != SENDGATE_OK && connection == SENDGATE_CONN_UNTOUCHED && rc != SENDGATE_ERR_PEER_CLOSED) {
+        evhttp_send_error(http, HTTP_INTERNAL, NULL); /* the file became shorter before a byte of it was sent */
         return;
     }
-    if (connection == SENDGATE_CONN_BROKEN) { /* cut short: the client is gone, or the file became shorter */
+    if (rc != SENDGATE_OK) { /* cut short: the client is gone, or the file became shorter */
         evhttp_connection_free(evhttp_request_get_connection(http));
         return;
     }
@@ -79,7 +79,7 @@ static void on_writable(evutil_socket_t fd, short what, void *user)
     else if (rc == SENDGATE_YIELD)
         event_active(d->writable, EV_WRITE, 0); /* once the others have had their turn */
     else
-        download_end(d, result.connection);
+        download_end(d, rc, result.connection);
 }
 
 /* evhttp's names and values, as sendgate wants them. Returns their number. */
@@ -108,7 +108,7 @@ static void on_request(struct evhttp_request *http, void *user)
     sendgate_field fields[N_FIELDS];
     char scratch[HEAD_MAX];
     sendgate_request request = {.size = sizeof request, .method = site_str(method_of(http))};
-    sendgate_sink sink = {.size = sizeof sink, .fd = bufferevent_getfd(bufev)};
+    sendgate_sink sink = {.size = sizeof sink, .fd = bufferevent_getfd(bufev), .flags = SENDGATE_SINK_SIGPIPE_IGNORED};
     struct site_answer answer;
     struct download *d = calloc(1, sizeof *d);
     (void)user;
@@ -149,10 +149,15 @@ int main(int argc, char **argv)
     struct sockaddr_in at;
     socklen_t at_len = sizeof at;
     struct evhttp_bound_socket *bound = NULL;
-    if (argc != 3 || (dir = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) {
-        perror("usage: evhttp PORT DIR");
+    if (argc != 3) {
+        fprintf(stderr, "usage: evhttp PORT DIR\n");
         return 2;
     }
+    if ((dir = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) {
+        perror(argv[2]);
+        return 1;
+    }
+    signal(SIGPIPE, SIG_IGN); /* sendgate raises none, but evhttp does when it writes an answer of its own */
     base = event_base_new();
     struct evhttp *http = evhttp_new(base);
     evhttp_set_allowed_methods(http, 0xffff); /* all that it knows: what isn't GET or HEAD is answered 405 */

@@ -107,9 +107,13 @@ int main(int argc, char **argv)
 {
     sigset_t ending;
     int number;
-    if (argc != 3 || (dir = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) {
-        perror("usage: libfcgi SOCKET|HOST:PORT DIR");
+    if (argc != 3) {
+        fprintf(stderr, "usage: libfcgi SOCKET|HOST:PORT DIR\n");
         return 2;
+    }
+    if ((dir = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) {
+        perror(argv[2]);
+        return 1;
     }
     /* In all threads, before there are any: this one waits for them. */
     sigemptyset(&ending);

@@ -205,9 +205,13 @@ int main(int argc, char **argv)
                                                      {NULL, NULL, 0, 0, 0, NULL, 0}};
     struct lws_context_creation_info info = {0};
     struct lws_vhost *host = NULL;
-    if (argc != 3 || (dir = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) {
-        perror("usage: lws PORT DIR");
+    if (argc != 3) {
+        fprintf(stderr, "usage: lws PORT DIR\n");
         return 2;
+    }
+    if ((dir = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) {
+        perror(argv[2]);
+        return 1;
     }
     lws_set_log_level(0, NULL); /* else standard error tells whenever a client is wrong or leaves */
     info.options = LWS_SERVER_OPTION_EXPLICIT_VHOSTS;

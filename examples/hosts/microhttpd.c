@@ -234,9 +234,13 @@ int main(int argc, char **argv)
     static const struct timespec second = {1, 0};
     struct sockaddr_in at = {.sin_family = AF_INET};
     sigset_t ends;
-    if (argc != 3 || (dir = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) {
-        perror("usage: microhttpd PORT DIR");
+    if (argc != 3) {
+        fprintf(stderr, "usage: microhttpd PORT DIR\n");
         return 2;
+    }
+    if ((dir = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) {
+        perror(argv[2]);
+        return 1;
     }
     at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     at.sin_port = htons((uint16_t)atoi(argv[1]));
