@@ -320,7 +320,13 @@ def test_clients_that_leave(server: Served, site: Path, big: bytes) -> None:
             for client in clients:
                 client.socket.close() if orderly else client.reset()
             assert server.get("/small.txt").status == 200
-    for _ in range(300):  # before the answer has begun, too
+    until(lambda: server.descriptors() == before)
+
+
+def test_clients_that_leave_at_once(server: Served) -> None:
+    """Before the answer has begun."""
+    before = server.descriptors()
+    for _ in range(300):
         client = Connection(server.address)
         client.send("GET /small.txt HTTP/1.1", "Host: localhost")
         client.reset()
