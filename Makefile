@@ -35,13 +35,13 @@ man: ## the manual pages, in target/man
 	@python3 scripts/manpages.py $(TARGET_DIR)/man
 
 install: lib man ## library, header, pkg-config and CMake files, manual pages (make install PREFIX=/usr/local DESTDIR=...)
-	@VERSION=$(VERSION) PREFIX=$(PREFIX) LIBDIR=$(LIBDIR) INCLUDEDIR=$(INCLUDEDIR) MANDIR=$(MANDIR) DESTDIR=$(DESTDIR) \
+	@VERSION=$(VERSION) PREFIX='$(PREFIX)' LIBDIR='$(LIBDIR)' INCLUDEDIR='$(INCLUDEDIR)' MANDIR='$(MANDIR)' DESTDIR='$(DESTDIR)' \
 		BUILT=$(TARGET_DIR)/release MAN=$(TARGET_DIR)/man sh scripts/install.sh
 
 uninstall: ## what install has installed, with the same PREFIX and DESTDIR
-	rm -f $(DESTDIR)$(INCLUDEDIR)/sendgate.h $(DESTDIR)$(LIBDIR)/libsendgate.a $(DESTDIR)$(LIBDIR)/libsendgate.so* \
-		$(DESTDIR)$(LIBDIR)/pkgconfig/sendgate.pc $(DESTDIR)$(MANDIR)/man3/sendgate_*.3 $(DESTDIR)$(MANDIR)/man7/sendgate.7
-	rm -rf $(DESTDIR)$(LIBDIR)/cmake/sendgate
+	rm -f '$(DESTDIR)$(INCLUDEDIR)'/sendgate.h '$(DESTDIR)$(LIBDIR)'/libsendgate.a '$(DESTDIR)$(LIBDIR)'/libsendgate.so* \
+		'$(DESTDIR)$(LIBDIR)'/pkgconfig/sendgate.pc '$(DESTDIR)$(MANDIR)'/man3/sendgate_*.3 '$(DESTDIR)$(MANDIR)'/man7/sendgate.7
+	rm -rf '$(DESTDIR)$(LIBDIR)'/cmake/sendgate
 
 dist: ## the sources of this commit, in target/sendgate-VERSION.tar.gz
 	@mkdir -p $(TARGET_DIR)
@@ -61,7 +61,9 @@ serve: setup-python ## serve DIR on BIND:PORT (make serve DIR=/usr/share/doc POR
 	@$(PYTHON_RUN) -m sendgate "$(DIR)" --bind "$(BIND)" --port "$(PORT)"
 
 # Most of the time the last two wait for something, so they run side by side; each prints when it has ended.
-test: setup-system setup-dev test-rust ## install what the tests need, and run all of them
+test: ## install what the tests need, and run all of them
+	$(MAKE) --no-print-directory setup-system
+	$(MAKE) --no-print-directory setup-dev test-rust
 	$(MAKE) --no-print-directory --jobs=2 --output-sync test-python test-others
 
 test-others:

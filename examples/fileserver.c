@@ -324,14 +324,13 @@ static enum next answer(struct conn *c, const sendgate_request *request)
 
     int error = 0;
     struct file *f = file_get(path, &error);
-    if (f == NULL && error == EISDIR) {
+    if (f == NULL) {
         char buf[HEAD_MAX + 8];
-        sendgate_str location = site_location(request->target, buf, sizeof buf);
-        sendgate_header header = {.field = {site_str("Location"), location}};
-        return answer_status(c, request, 301, &header);
-    }
-    if (f == NULL)
+        sendgate_header header = {.field = {site_str("Location"), site_location(request->target, buf, sizeof buf)}};
+        if (error == EISDIR && header.field.value.ptr != NULL)
+            return answer_status(c, request, 301, &header);
         return answer_status(c, request, site_status(error), NULL);
+    }
 
     sendgate_rep rep = {.size = sizeof rep}; /* filled from the file as it is now, not as it was when opened */
     char etag[SENDGATE_ETAG_MAX];

@@ -23,6 +23,16 @@ import urllib.parse
 CONN_UNTOUCHED, CONN_REUSABLE = 0, 1
 TIMEOUT_SECONDS = 60
 
+#: For a file that can't be opened, by errno. Others: there is none, or it isn't beneath the directory.
+STATUS = {
+    errno.EACCES: 403,
+    errno.EPERM: 403,
+    errno.EIO: 500,
+    errno.EMFILE: 503,
+    errno.ENFILE: 503,
+    errno.ENOMEM: 503,
+}
+
 sendgate = ctypes.CDLL(os.environ.get("SENDGATE_LIBRARY", "libsendgate.so.0"))
 
 
@@ -35,7 +45,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """A file, or what there is to say about it."""
-        target = urllib.parse.urlsplit(self.path)
+        try:
+            target = urllib.parse.urlsplit(self.path)
+        except ValueError:
+            return self.say(400)
         path = urllib.parse.unquote_to_bytes(target.path).lstrip(b"/")
         if path.endswith(b"/") or not path:
             path += b"index.html"
@@ -43,13 +56,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.say(400)
         file, error = ctypes.c_int32(-1), ctypes.c_int32()
         opened = sendgate.sendgate_open(self.directory, path, 0, None, 0, ctypes.byref(file), None, ctypes.byref(error))
-        if error.value == errno.EISDIR:
+        if error.value == errno.EISDIR and not target.path.endswith("/"):
             query = "?" + target.query if target.query else ""
             return self.say(301, Location="./" + target.path.rpartition("/")[2] + "/" + query)
         if opened != 0:
-            return self.say(403 if error.value in (errno.EACCES, errno.EPERM) else 404)
+            return self.say(STATUS.get(error.value, 404))
         try:
-            return self.send_file(file.value, mimetypes.guess_type(os.fsdecode(path))[0])
+            content_type, encoding = mimetypes.guess_type(os.fsdecode(path))
+            return self.send_file(file.value, content_type if encoding is None else None)
         finally:
             os.close(file.value)
 

@@ -58,8 +58,8 @@ static inline unsigned site_path(sendgate_str target, char path[PATH_MAX])
     if (target.len == 0 || *p != '/') { /* absolute form: RFC 9112 3.2.2 */
         if (target.len <= 7 || strncasecmp(p, "http://", 7) != 0)
             return 400;
-        const char *slash = memchr(p + 7, '/', target.len - 7);
-        p = slash != NULL ? slash : end;
+        for (p += 7; p < end && *p != '/' && *p != '?';)
+            p++;
     }
     while (p < end && *p == '/')
         p++;
@@ -87,14 +87,16 @@ static inline unsigned site_path(sendgate_str target, char path[PATH_MAX])
 }
 
 /* Where a directory asked for without "/" at the end really is: "./NAME/?QUERY", relative to the target as it was
- * sent, so that no host and no scheme can be smuggled into it ("//evil.example/.." as a target). At most 4 bytes
- * longer than the target; cut off at cap. */
+ * sent, so that no host and no scheme can be smuggled into it ("//evil.example/.." as a target). Absent if there is no
+ * such place, because the target has that "/", or if it doesn't fit; it is at most 4 bytes longer than the target. */
 static inline sendgate_str site_location(sendgate_str target, char *location, size_t cap)
 {
     const char *query = memchr(target.ptr, '?', target.len);
     const char *end = target.ptr + target.len, *name_end = query != NULL ? query : end, *name = name_end;
     while (name > target.ptr && name[-1] != '/')
         name--;
+    if (name == name_end || target.len + 4 >= cap)
+        return (sendgate_str){NULL, 0};
     snprintf(location, cap, "./%.*s/%.*s", (int)(name_end - name), name, (int)(end - name_end), name_end);
     return site_str(location);
 }
@@ -155,8 +157,8 @@ static inline void site_answer(struct site_answer *a, int dir, const sendgate_re
         }
         /* A FIFO or device is nothing to download: as good as absent. */
         status = site_status(rc == SENDGATE_ERR_NOT_REGULAR ? ENOENT : error);
-        if (error == EISDIR && target.len < sizeof a->location - 4) {
-            sendgate_str location = site_location(target, a->location, sizeof a->location);
+        sendgate_str location = site_location(target, a->location, sizeof a->location);
+        if (error == EISDIR && location.ptr != NULL) {
             a->header = (sendgate_header){.field = {site_str("Location"), location}};
             a->ex.n_headers = 1;
             status = 301;

@@ -12,6 +12,14 @@ major=${VERSION%%.*}
 minor=${VERSION#*.}
 minor=${minor%%.*}
 to=${DESTDIR:-}
+case $PREFIX in
+    /*) ;;
+    *) echo "install: PREFIX is $PREFIX, which isn't absolute: programs would look for the library there" >&2; exit 1 ;;
+esac
+# pkg-config and make separate by it.
+case $PREFIX$LIBDIR$INCLUDEDIR in
+    *[[:space:]]*) echo "install: a space in $PREFIX: pkg-config couldn't tell where it ends" >&2; exit 1 ;;
+esac
 
 # What is below the prefix is said relative to it, so that a CMake package can be moved.
 below() {

@@ -188,7 +188,8 @@ fn abidiff_finds_nothing() {
         output(command.arg("--out-file").arg(dump).arg(shared_library()));
     }
     let entries = std::fs::read_dir(&folder).expect("tests/abi").map(|entry| entry.expect("an entry").path());
-    let dumps: Vec<_> = entries.filter(|path| path.extension().is_some_and(|ending| ending == "abi")).collect();
+    let mut dumps: Vec<_> = entries.filter(|path| path.extension().is_some_and(|ending| ending == "abi")).collect();
+    dumps.sort();
     assert!(!dumps.is_empty(), "no dump in tests/abi");
     for dump in &dumps {
         assert_eq!(abidiff(dump), None, "{}", dump.display());

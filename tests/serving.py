@@ -66,14 +66,14 @@ class Server(Served):
         environment: dict[str, str] | None = None,
     ) -> None:
         def limit() -> None:
-            if max_files is not None:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))  # type: ignore[arg-type]
 
         process = subprocess.Popen(
             [*prefix, str(PROGRAMS / program), *options, "0", str(directory)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            preexec_fn=limit,
+            # Not where there are threads: what runs between fork and exec could wait for their locks.
+            preexec_fn=None if max_files is None else limit,
             env=environment,
         )
         assert process.stdout is not None
@@ -178,3 +178,20 @@ def until(condition: Callable[[], bool], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.02)
+
+
+def resume_download(server: Served, site: Path, content: bytes) -> None:
+    """Cut off, then continued with Range and If-Range: together every byte once; and all of it if it has changed."""
+    path = make(site / "big.bin", content)
+    with Connection(server.address) as client:
+        client.send("GET /big.bin HTTP/1.1", "Host: localhost")
+        tag = client.head().get("ETag")
+        while len(client.pending) < 3 * MIB:
+            client.more()
+        have = client.pending
+        client.reset()
+    response = server.get("/big.bin", f"Range: bytes={len(have)}-", f"If-Range: {tag}")
+    assert response.status == 206
+    assert have + (response.body or b"") == content
+    os.utime(path, (OLD + 5, OLD + 5))
+    assert server.get("/big.bin", f"Range: bytes={len(have)}-", f"If-Range: {tag}").status == 200

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 import rows
-from serving import BIG, MIB, OLD, PROGRAMS, Connection, Server, make, until
+from serving import BIG, MIB, OLD, PROGRAMS, Connection, Server, make, resume_download, until
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -148,6 +148,13 @@ def test_directories(server: Server) -> None:
     ):
         response = server.get(target)
         assert (response.status, response.get("Location")) == (301, location)
+
+
+def test_targets_without_a_path(server: Server, site: Path) -> None:
+    """A query is no path; what would be the index can be a directory, which is found nowhere else."""
+    assert server.get("http://localhost?x=/small.txt").status == 404
+    (site / "index.html").mkdir()
+    assert server.get("/").status == 404
 
 
 def test_outside_is_unseen(server: Server, site: Path) -> None:
@@ -373,20 +380,8 @@ def test_truncated_file(server: Server, site: Path, big: bytes) -> None:
 
 
 def test_resumed_download(server: Server, site: Path, big: bytes) -> None:
-    """Cut off, then continued with Range and If-Range: together every byte once."""
-    make(site / "big.bin", big)
-    with Connection(server.address) as client:
-        client.send("GET /big.bin HTTP/1.1", "Host: localhost")
-        tag = client.head().get("ETag")
-        while len(client.pending) < 3 * MIB:
-            client.more()
-        have = client.pending
-        client.reset()
-    response = server.get("/big.bin", f"Range: bytes={len(have)}-", f"If-Range: {tag}")
-    assert response.status == 206
-    assert have + (response.body or b"") == big
-    os.utime(site / "big.bin")
-    assert server.get("/big.bin", f"Range: bytes={len(have)}-", f"If-Range: {tag}").status == 200
+    """Cut off, then continued."""
+    resume_download(server, site, big)
 
 
 def test_parallel(server: Server, site: Path, big: bytes) -> None:

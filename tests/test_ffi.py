@@ -37,13 +37,15 @@ class Inetd(Connection):
 
 @pytest.fixture(params=["lua", "pl"])
 def command(request: pytest.FixtureRequest, tmp_path: Path) -> list[str | Path]:
-    """A program, for the files in tmp_path."""
+    """A program, for the files in tmp_path / "site"."""
+    site = tmp_path / "site"
+    site.mkdir()
     if request.param == "lua":
         need("luajit", "luajit")
-        return ["luajit", EXAMPLES / "inetd.lua", tmp_path]
+        return ["luajit", EXAMPLES / "inetd.lua", site]
     if subprocess.run(["perl", "-MFFI::Platypus", "-e1"], capture_output=True).returncode != 0:
         pytest.skip("FFI::Platypus is missing (Debian: apt-get install libffi-platypus-perl)")
-    return ["perl", EXAMPLES / "inetd.pl", tmp_path]
+    return ["perl", EXAMPLES / "inetd.pl", site]
 
 
 @pytest.fixture
@@ -57,9 +59,9 @@ def client(command: list[str | Path], environment: dict[str, str]) -> Iterator[I
 
 def test_kept(client: Inetd, tmp_path: Path) -> None:
     """Whole files, ranges and conditions on one connection, and requests that come together; at last a close."""
-    make(tmp_path / "a b.txt", rows.content(0, 1000))
+    make(tmp_path / "site" / "a b.txt", rows.content(0, 1000))
     big = os.urandom(BIG)
-    make(tmp_path / "big.bin", big)
+    make(tmp_path / "site" / "big.bin", big)
     response = client.get("/a%20b.txt?x")
     assert (response.status, response.get("Content-Type"), response.body) == (200, "text/plain", rows.content(0, 1000))
     assert client.get("/big.bin").body == big
@@ -85,7 +87,14 @@ def test_kept(client: Inetd, tmp_path: Path) -> None:
 )
 def test_refused(client: Inetd, tmp_path: Path, line: str, status: int) -> None:
     """What is no file, or no request; then the connection ends."""
-    make(tmp_path.parent / "outside", b"secret")
+    make(tmp_path / "outside", b"secret")
     client.send(line, "Host: x")
     assert client.answer().status == status
     client.end()
+
+
+def test_usage(command: list[str | Path], environment: dict[str, str]) -> None:
+    """Without a directory they say what they want."""
+    done = subprocess.run(command[:-1], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode != 0
+    assert done.stderr == f"usage: {Path(command[1]).name} DIR\n"

@@ -17,7 +17,7 @@ import pytest
 
 import rows
 from commands import need, run
-from serving import BIG, MIB, OLD, Connection, Served, Server, make, until
+from serving import BIG, MIB, Connection, Served, Server, make, resume_download, until
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = rows.content(0, 1000)
@@ -154,11 +154,11 @@ def end() -> Iterator[Callable[[Server], object]]:
         with server:
             assert server.stop() == ""
 
-    ends: list[Future[None]] = []
+    ends: list[tuple[object, Future[None]]] = []
     with ThreadPoolExecutor() as threads:
-        yield lambda server: ends.append(threads.submit(stop, server))
-    for ended in ends:
-        ended.result()
+        yield lambda server: ends.append((server.process.args, threads.submit(stop, server)))
+    wrong = [f"{args}: {ended.exception()!r}" for args, ended in ends if ended.exception() is not None]
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.fixture
@@ -222,8 +222,11 @@ def test_other_answers(host: Host, server: Served, site: Path) -> None:
     if host.absolute:
         assert server.get(f"http://localhost:{server.address[1]}/small.txt").body == SMALL
     assert server.get("/sub/").body == b"<p>index"
-    response = server.get("/sub")
-    assert (response.status, response.get("Location")) == (301, "./sub/")
+    for target, location in (("/sub", "./sub/"), ("/sub?x=1&y=2", "./sub/?x=1&y=2")):
+        response = server.get(target)
+        assert (response.status, response.get("Location")) == (301, location)
+    (site / "odd" / "index.html").mkdir(parents=True)
+    assert server.get("/odd/").status == 404
     assert server.get("/none").status == 404
     (site / "link").symlink_to("../secret.txt")
     for target in ("/../secret.txt", "/%2e%2e/secret.txt", "/sub/../../secret.txt", "/link", "/%2fetc/passwd"):
@@ -232,6 +235,16 @@ def test_other_answers(host: Host, server: Served, site: Path) -> None:
         assert b"secret" not in (response.body or b"")
     response = server.get("/small.txt", method="DELETE")
     assert (response.status, response.get("Allow")) == (405, "GET, HEAD")
+
+
+def test_targets_that_are_none(server: Served) -> None:
+    """Are refused, or found nowhere; the server goes on, and says nothing to standard error."""
+    for target in ("http://[x/", "/%zz", "/%00", "*"):
+        with Connection(server.address) as client:
+            client.send(f"GET {target} HTTP/1.1", "Host: localhost")
+            with contextlib.suppress(EOFError, ConnectionResetError):
+                assert client.head().status in (400, 403, 404), target
+    assert server.get("/small.txt").body == SMALL
 
 
 def test_kept_alive(server: Served) -> None:
@@ -352,20 +365,8 @@ def test_truncated_file(server: Served, site: Path, big: bytes) -> None:
 
 
 def test_resumed_download(server: Served, site: Path, big: bytes) -> None:
-    """Cut off, then continued with Range and If-Range: together every byte once."""
-    make(site / "big.bin", big)
-    with Connection(server.address) as client:
-        client.send("GET /big.bin HTTP/1.1", "Host: localhost")
-        tag = client.head().get("ETag")
-        while len(client.pending) < 3 * MIB:
-            client.more()
-        have = client.pending
-        client.reset()
-    response = server.get("/big.bin", f"Range: bytes={len(have)}-", f"If-Range: {tag}")
-    assert response.status == 206
-    assert have + (response.body or b"") == big
-    os.utime(site / "big.bin", (OLD + 5, OLD + 5))
-    assert server.get("/big.bin", f"Range: bytes={len(have)}-", f"If-Range: {tag}").status == 200
+    """Cut off, then continued."""
+    resume_download(server, site, big)
 
 
 def test_content_is_not_the_next_request(server: Served) -> None:

@@ -161,13 +161,29 @@ def test_uninstall(tmp_path: Path) -> None:
     assert [path for path in (tmp_path / "prefix").rglob("*") if not path.is_dir()] == [other]
 
 
-def test_a_place_that_makes_no_sense(tmp_path: Path) -> None:
-    """Is refused with a word of why."""
-    done = subprocess.run(
-        ["make", "-s", "install", f"PREFIX={tmp_path}/a", "LIBDIR=/elsewhere/lib", f"DESTDIR={tmp_path}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+@pytest.mark.parametrize(
+    ("places", "why"),
+    [
+        (("PREFIX=/a", "LIBDIR=/elsewhere/lib"), "/elsewhere/lib is not below"),
+        (("PREFIX=a",), "PREFIX is a, which isn't absolute"),
+        (("PREFIX=/a b",), "a space in /a b"),
+    ],
+)
+def test_a_place_that_makes_no_sense(tmp_path: Path, places: tuple[str, ...], why: str) -> None:
+    """Is refused with a word of why, before anything is written."""
+    command = ["make", "-s", "install", *places, f"DESTDIR={tmp_path / 'a b'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0
-    assert "/elsewhere/lib is not below" in done.stderr
+    assert why in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_destination_with_a_space(tmp_path: Path) -> None:
+    """Nobody looks there later, so it can be anywhere; and nothing else is removed."""
+    other = tmp_path / "a/usr/lib/cmake/sendgate"
+    other.mkdir(parents=True)
+    stage = tmp_path / "a b"
+    for target in ("install", "uninstall"):
+        run("make", "-s", target, "PREFIX=/usr", f"DESTDIR={stage}", cwd=ROOT)
+        assert (stage / "usr/include/sendgate.h").exists() is (target == "install")
+    assert other.is_dir()

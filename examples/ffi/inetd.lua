@@ -2,6 +2,9 @@
 --
 --   luajit inetd.lua DIR        standard input and output are the connection, as inetd or systemd's Accept=yes has it
 --
+-- To try it: socat TCP-LISTEN:8001,reuseaddr,fork EXEC:'luajit inetd.lua DIR'. Neither the length of a head nor the time for
+-- it is limited, and "/" is no file.
+--
 -- SENDGATE_LIBRARY names the library if it isn't where the system looks for libraries.
 local ffi = require "ffi"
 ffi.cdef [[
@@ -16,7 +19,11 @@ int32_t sendgate_respond_fd(int32_t sock, int32_t fd, const char *method, uint32
 local sendgate = ffi.load(os.getenv "SENDGATE_LIBRARY" or "libsendgate.so.0")
 local REUSABLE, TIMEOUT_MS = 1, 60000
 local types = {css = "text/css", html = "text/html", js = "text/javascript", png = "image/png", txt = "text/plain"}
-local directory = ffi.C.open(arg[1], 0)
+local directory = arg[1] and ffi.C.open(arg[1], 0) or -1
+if directory < 0 then
+    io.stderr:write("usage: inetd.lua DIR\n")
+    os.exit(2)
+end
 local file, connection = ffi.new "int32_t[1]", ffi.new "uint32_t[1]"
 
 local function refuse(status)

@@ -2,6 +2,9 @@
 #
 #   perl inetd.pl DIR        standard input and output are the connection, as inetd or systemd's Accept=yes has it
 #
+# To try it: socat TCP-LISTEN:8001,reuseaddr,fork EXEC:'perl inetd.pl DIR'. Neither the length of a head nor the time for
+# it is limited, and "/" is no file.
+#
 # SENDGATE_LIBRARY names the library if it isn't where the system looks for libraries.
 use strict;
 use warnings;
@@ -14,6 +17,7 @@ $ffi->attach(sendgate_open => [qw(sint32 string uint32 opaque size_t sint32* opa
 $ffi->attach(sendgate_respond_fd =>
     [qw(sint32 sint32 string uint32 string string uint32 uint32* uint32* uint64*)] => 'sint32');
 my %types = (css => 'text/css', html => 'text/html', js => 'text/javascript', png => 'image/png', txt => 'text/plain');
+@ARGV == 1 or die "usage: inetd.pl DIR\n";
 my $directory = POSIX::open($ARGV[0], POSIX::O_RDONLY) or die "$ARGV[0]: $!\n";
 
 sub refuse {

@@ -33,15 +33,19 @@ static struct event_base *base;
 
 /* A response under way. */
 struct download {
+    LIST_ENTRY(download) downloads;
     struct evhttp_request *http;
     struct event *writable;
     sendgate_transfer *transfer;
     int file; /* -1: the answer has none */
 };
 
+static LIST_HEAD(, download) downloads = LIST_HEAD_INITIALIZER(downloads);
+
 static void download_end(struct download *d, sendgate_status rc, uint32_t connection)
 {
     struct evhttp_request *http = d->http;
+    LIST_REMOVE(d, downloads);
     if (d->file >= 0)
         close(d->file);
     event_free(d->writable);
@@ -135,6 +139,7 @@ static void on_request(struct evhttp_request *http, void *user)
         evhttp_send_error(http, HTTP_SERVUNAVAIL, NULL);
         return;
     }
+    LIST_INSERT_HEAD(&downloads, d, downloads);
     on_writable(sink.fd, EV_WRITE, d);
 }
 
@@ -177,6 +182,8 @@ int main(int argc, char **argv)
     printf("listening on 127.0.0.1:%d\n", ntohs(at.sin_port));
     fflush(stdout);
     event_base_dispatch(base);
+    while (!LIST_EMPTY(&downloads)) /* before evhttp_free, which frees their requests under them */
+        download_end(LIST_FIRST(&downloads), SENDGATE_ERR_CANCELLED, SENDGATE_CONN_BROKEN);
     event_free(terminate);
     event_free(interrupt);
     evhttp_free(http);

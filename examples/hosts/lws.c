@@ -68,10 +68,10 @@ static size_t fields_of(struct lws *wsi, sendgate_field fields[N_FIELDS], char t
     return n;
 }
 
-/* lws has decoded the target, and cut it at each "&" and ";" that wasn't encoded: back to what site.h wants. */
-static sendgate_str target_of(struct lws *wsi, enum lws_token_indexes token, char target[3 * HEAD_MAX])
+/* lws has decoded a part of the target, and cut it at each "&" and ";" that wasn't encoded: back to what site.h wants. */
+static size_t encode(struct lws *wsi, enum lws_token_indexes token, char *target)
 {
-    static const char plain[] = "/-._~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    static const char plain[] = "/=-._~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
     char piece[HEAD_MAX];
     size_t n = 0;
     for (int line = 0, len; (len = lws_hdr_copy_fragment(wsi, piece, sizeof piece, token, line)) >= 0; line++) {
@@ -82,6 +82,17 @@ static sendgate_str target_of(struct lws *wsi, enum lws_token_indexes token, cha
                 target[n++] = piece[i];
             else
                 n += (size_t)sprintf(target + n, "%%%02x", (unsigned char)piece[i]);
+    }
+    return n;
+}
+
+/* Both parts were in one head: together they are no longer than it. */
+static sendgate_str target_of(struct lws *wsi, enum lws_token_indexes path, char target[3 * HEAD_MAX])
+{
+    size_t n = encode(wsi, path, target), query = encode(wsi, WSI_TOKEN_HTTP_URI_ARGS, target + n + 1);
+    if (query > 0) {
+        target[n] = '?';
+        n += 1 + query;
     }
     return (sendgate_str){target, n};
 }
