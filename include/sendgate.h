@@ -9,7 +9,7 @@
  *  Structs  `size` is the caller's sizeof; zero means default. Members are only ever added
  *           at the end: missing ones read as zero, unknown non-zero ones are refused, and
  *           outputs are never written past `size`. Structs without `size` never change.
- *             sendgate_request req = {0}; req.size = sizeof req;
+ *           For example: `sendgate_request req = {0}; req.size = sizeof req;`.
  *           A size that ends before the members without which nothing can be done (method,
  *           rep->length, ex->rep, keep_alive, sink->flags, connection, source->flags, received)
  *           is SENDGATE_ERR_SIZE.

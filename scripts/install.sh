@@ -9,8 +9,6 @@
 set -eu
 cd "$(dirname "$0")/.."
 major=${VERSION%%.*}
-minor=${VERSION#*.}
-minor=${minor%%.*}
 to=${DESTDIR:-}
 case $PREFIX in
     /*) ;;
@@ -33,7 +31,7 @@ include=$(below "$INCLUDEDIR")
 up() { echo "$1" | sed 's|[^/][^/]*|..|g'; }
 fill() {
     sed -e "s|@PREFIX@|$PREFIX|g" -e "s|@INCLUDEDIR@|$INCLUDEDIR|g" -e "s|@LIBDIR@|$LIBDIR|g" -e "s|@VERSION@|$VERSION|g" \
-        -e "s|@MAJOR@|$major|g" -e "s|@MINOR@|$minor|g" -e "s|@LIB@|$lib|g" \
+        -e "s|@MAJOR@|$major|g" -e "s|@LIB@|$lib|g" \
         -e "s|@INCLUDE@|$include|g" -e "s|@RELATIVE@|$(up "$lib/cmake/sendgate")|g" "$1"
 }
 
@@ -43,10 +41,9 @@ install -m 755 "$BUILT/libsendgate.so" "$to$LIBDIR/libsendgate.so.$VERSION"
 ln -sf "libsendgate.so.$VERSION" "$to$LIBDIR/libsendgate.so.$major"
 ln -sf "libsendgate.so.$major" "$to$LIBDIR/libsendgate.so"
 install -m 644 "$BUILT/libsendgate.a" "$to$LIBDIR/libsendgate.a"
-for name in sendgate.pc sendgate-config.cmake sendgate-config-version.cmake; do
-    fill "packaging/$name.in" > "$BUILT/$name"
+for file in pkgconfig/sendgate.pc cmake/sendgate/sendgate-config.cmake cmake/sendgate/sendgate-config-version.cmake; do
+    fill "packaging/${file##*/}.in" > "$to$LIBDIR/$file"
+    chmod 644 "$to$LIBDIR/$file"
 done
-install -m 644 "$BUILT/sendgate.pc" "$to$LIBDIR/pkgconfig/sendgate.pc"
-install -m 644 "$BUILT/sendgate-config.cmake" "$BUILT/sendgate-config-version.cmake" "$to$LIBDIR/cmake/sendgate/"
 install -m 644 "$MAN"/*.3 "$to$MANDIR/man3/"
 install -m 644 "$MAN"/*.7 "$to$MANDIR/man7/"

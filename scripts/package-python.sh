@@ -7,7 +7,8 @@ set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 venv=$root/.venv
-case "${1:-}" in
+kind=${1:-}
+case $kind in
     # Linked against this machine's glibc, it would need one as new. zig has the symbols of all of them. 2.17 is the
     # oldest that Rust's standard library supports.
     wheel)
@@ -31,8 +32,8 @@ rm -f target/dist/sendgate-*."$suffix"
 # The venv's interpreter, also if VIRTUAL_ENV or CONDA_PREFIX name another. maturin's own words are only of interest if
 # it fails.
 if ! env -u VIRTUAL_ENV -u CONDA_PREFIX PATH="$venv/bin:$PATH" "$venv/bin/maturin" "$@" --out target/dist \
-    >target/maturin-dist.log 2>&1; then
-    cat target/maturin-dist.log >&2
+    >"target/maturin-$kind.log" 2>&1; then
+    cat "target/maturin-$kind.log" >&2
     exit 1
 fi
 ls target/dist/sendgate-*."$suffix"

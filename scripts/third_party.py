@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import subprocess
 import sys
@@ -74,7 +75,10 @@ def write() -> Path:
     """Write the file, and return its path."""
     parts = [OPENING, *(notices(crate) for crate in crates()), standard_library()]
     path = ROOT / "THIRD-PARTY.txt"
-    path.write_text(f"\n{RULE}\n\n".join(parts), encoding="utf-8")
+    # In one step: others may be reading it.
+    made = path.with_name(f"{path.name}.{os.getpid()}")
+    made.write_text(f"\n{RULE}\n\n".join(parts), encoding="utf-8")
+    made.replace(path)
     return path
 
 

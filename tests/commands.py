@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+#: Where make and cargo build.
+TARGET = ROOT / (os.environ.get("CARGO_TARGET_DIR") or "target")
 
 
 def run(*command: str | Path, **keywords: object) -> str:

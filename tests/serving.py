@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import rows
+from commands import TARGET
 
-ROOT = Path(__file__).resolve().parent.parent
-PROGRAMS = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "examples"
+PROGRAMS = TARGET / "examples"
 MIB = 1 << 20
 OLD = 784111777  # Sun, 06 Nov 1994 08:49:37 GMT: old enough for strong entity tags
 BIG = 20 * MIB

@@ -19,10 +19,11 @@ from pathlib import Path
 import pytest
 
 import sendgate
+from commands import TARGET
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted((ROOT / "docs").glob("*.md"))
-LIBRARY = ROOT / "target" / "release"
+LIBRARY = TARGET / "release"
 #: Any block: what stands behind the backquotes, what is in it, and the text block that follows.
 BLOCK = re.compile(r"^```(.*)\n((?:.*\n)*?)```$(?:\n\n```text\n((?:.*\n)*?)```$)?", re.M)
 
@@ -75,12 +76,11 @@ PROGRAMS = [
 
 def markdown_files() -> list[Path]:
     """Those of the repository: not what was built or installed."""
-    skipped = {"target", "node_modules"}
-    return [
-        path
-        for path in sorted(ROOT.rglob("*.md"))
-        if not any(part in skipped or part.startswith(".") for part in path.relative_to(ROOT).parts)
-    ]
+    found: list[Path] = []
+    for folder, names, files in os.walk(ROOT):
+        names[:] = [name for name in names if name not in ("target", "node_modules") and not name.startswith(".")]
+        found += [Path(folder, file) for file in files if file.endswith(".md")]
+    return sorted(found)
 
 
 def prose(document: Path) -> str:

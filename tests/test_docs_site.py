@@ -14,9 +14,10 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import rows
+from commands import TARGET
 
 ROOT = Path(__file__).resolve().parent.parent
-SITE = ROOT / "target/site"
+SITE = TARGET / "site"
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import c_header  # noqa: E402 - scripts is no package

@@ -20,12 +20,12 @@ from pathlib import Path
 import pytest
 
 import rows
+from serving import PROGRAMS
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests/differential"))
 import nginx  # noqa: E402
 
-PROGRAMS = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "examples"
 LARGE = 300_000
 
 BEGIN, ABORT, END, PARAMS, STDIN, STDOUT, GET_VALUES, GET_VALUES_RESULT = 1, 2, 3, 4, 5, 6, 9, 10
