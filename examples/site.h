@@ -4,6 +4,7 @@
 #define SITE_H
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -23,6 +24,22 @@ static inline sendgate_str site_str(const char *s)
 static inline bool site_is(sendgate_str s, const char *word)
 {
     return s.len == strlen(word) && memcmp(s.ptr, word, s.len) == 0;
+}
+
+/* The directory of a server that is started with two arguments, the second of them being that. Ends the program where
+ * they are wrong. */
+static inline int site_directory(int argc, char **argv, const char *usage)
+{
+    if (argc != 3) {
+        fprintf(stderr, "%s\n", usage);
+        exit(2);
+    }
+    int dir = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (dir < 0) {
+        perror(argv[2]);
+        exit(1);
+    }
+    return dir;
 }
 
 static inline const char *site_type(const char *path)

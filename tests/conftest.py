@@ -1,4 +1,4 @@
-"""The library as `make install` leaves it, for the tests that build programs against that."""
+"""The library as `make install` leaves it, and the servers in examples/hosts, built against that."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from commands import run
+from commands import need, run
+from hosts import HOSTS, LIBFCGI
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,3 +38,16 @@ def environment(prefix: Path) -> dict[str, str]:
     """With which pkg-config finds it, and a program its library."""
     found = {"PKG_CONFIG_PATH": str(prefix / "lib/pkgconfig"), "LD_LIBRARY_PATH": str(prefix / "lib")}
     return {**os.environ, **found}
+
+
+@pytest.fixture(scope="session")
+def built(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of those that can be built here."""
+    need("pkg-config", "pkg-config")
+    out = tmp_path_factory.mktemp("hosts")
+    hosts = [host for host in (*HOSTS, LIBFCGI) if host.header]
+    names = [host.name for host in hosts if Path("/usr/include", host.header).exists()]
+    # With sanitizers: a library may free what a callback was given, which only shows by chance otherwise.
+    compiler = "CC=cc -fsanitize=address,undefined -fno-sanitize-recover=all"
+    run("make", "-s", "-C", ROOT / "examples/hosts", f"OUT={out}", compiler, *names, env=environment)
+    return out

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hosts import LIBFCGI, Host, need_library
 from serving import MIB, Connection, Served, until
 
 # What a front server needs, and what it does to answers, is also asked about sendgate.fastcgi.
@@ -18,11 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bindings/python
 from fastcgi_fronts import Kind, different, fronted  # noqa: E402
 from served_rows import SOCKET_ROWS, answers, as_served, complaints  # noqa: E402
 from test_hosts import (  # noqa: E402, F401
-    LIBFCGI,
-    Host,
     big,
-    built,
-    need_library,
     site,
     test_clients_that_leave,
     test_content_is_not_the_next_request,

@@ -5,7 +5,6 @@
  *
  * A connection has a thread of CivetWeb's for as long as it is open, with a stack of 100 KiB in Debian's library.
  */
-#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 
@@ -88,14 +87,7 @@ int main(int argc, char **argv)
     struct mg_server_port bound;
     sigset_t ends;
     int number;
-    if (argc != 3) {
-        fprintf(stderr, "usage: civetweb PORT DIR\n");
-        return 2;
-    }
-    if ((dir = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) {
-        perror(argv[2]);
-        return 1;
-    }
+    dir = site_directory(argc, argv, "usage: civetweb PORT DIR");
     snprintf(port, sizeof port, "127.0.0.1:%d", atoi(argv[1]));
     snprintf(head_max, sizeof head_max, "%d", HEAD_MAX);
     sigemptyset(&ends);

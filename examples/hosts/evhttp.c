@@ -7,7 +7,6 @@
  * a request is being answered, and goes on to the next one at evhttp_send_reply_end.
  */
 #include <arpa/inet.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <sys/queue.h>
 #include <sys/socket.h>
@@ -154,14 +153,7 @@ int main(int argc, char **argv)
     struct sockaddr_in at;
     socklen_t at_len = sizeof at;
     struct evhttp_bound_socket *bound = NULL;
-    if (argc != 3) {
-        fprintf(stderr, "usage: evhttp PORT DIR\n");
-        return 2;
-    }
-    if ((dir = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) {
-        perror(argv[2]);
-        return 1;
-    }
+    dir = site_directory(argc, argv, "usage: evhttp PORT DIR");
     signal(SIGPIPE, SIG_IGN); /* sendgate raises none, but evhttp does when it writes an answer of its own */
     base = event_base_new();
     struct evhttp *http = evhttp_new(base);

@@ -9,7 +9,6 @@
  * sendgate writes the answer's records on the request's own socket, and the one that ends it: libfcgi's streams for
  * output stay unused, and FCGX_Free, unlike FCGX_Finish_r, throws them away without a word of its own.
  */
-#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 
@@ -107,14 +106,7 @@ int main(int argc, char **argv)
 {
     sigset_t ending;
     int number;
-    if (argc != 3) {
-        fprintf(stderr, "usage: libfcgi SOCKET|HOST:PORT DIR\n");
-        return 2;
-    }
-    if ((dir = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) {
-        perror(argv[2]);
-        return 1;
-    }
+    dir = site_directory(argc, argv, "usage: libfcgi SOCKET|HOST:PORT DIR");
     /* In all threads, before there are any: this one waits for them. */
     sigemptyset(&ending);
     sigaddset(&ending, SIGTERM);

@@ -6,7 +6,6 @@
  * One thread, libwebsockets' own loop. The response is stepped on the connection's own socket: lws says when that is
  * writable, and goes on to the next request at lws_http_transaction_completed.
  */
-#include <fcntl.h>
 #include <signal.h>
 #include <sys/epoll.h>
 
@@ -216,14 +215,7 @@ int main(int argc, char **argv)
                                                      {NULL, NULL, 0, 0, 0, NULL, 0}};
     struct lws_context_creation_info info = {0};
     struct lws_vhost *host = NULL;
-    if (argc != 3) {
-        fprintf(stderr, "usage: lws PORT DIR\n");
-        return 2;
-    }
-    if ((dir = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) {
-        perror(argv[2]);
-        return 1;
-    }
+    dir = site_directory(argc, argv, "usage: lws PORT DIR");
     lws_set_log_level(0, NULL); /* else standard error tells whenever a client is wrong or leaves */
     info.options = LWS_SERVER_OPTION_EXPLICIT_VHOSTS;
     info.port = atoi(argv[1]);

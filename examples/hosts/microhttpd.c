@@ -7,7 +7,6 @@
  * sendfile; several ranges, and what is in memory, are pulled.
  */
 #include <arpa/inet.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/queue.h>
@@ -234,14 +233,7 @@ int main(int argc, char **argv)
     static const struct timespec second = {1, 0};
     struct sockaddr_in at = {.sin_family = AF_INET};
     sigset_t ends;
-    if (argc != 3) {
-        fprintf(stderr, "usage: microhttpd PORT DIR\n");
-        return 2;
-    }
-    if ((dir = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) {
-        perror(argv[2]);
-        return 1;
-    }
+    dir = site_directory(argc, argv, "usage: microhttpd PORT DIR");
     at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     at.sin_port = htons((uint16_t)atoi(argv[1]));
     sigemptyset(&ends);
