@@ -216,7 +216,7 @@ def test_waiting_costs_no_time(server: Served, site: Path, big: bytes) -> None:
         ended.socket.shutdown(socket.SHUT_WR)
         assert server.get("/small.txt").body == SMALL
         before = server.processor_time()
-        time.sleep(0.3)
+        time.sleep(1)  # of which a server that polls in vain gets more, also where others are busy
         assert server.processor_time() - before < 0.1
 
 

@@ -215,7 +215,8 @@ static enum MHD_Result on_request(void *user, struct MHD_Connection *conn, const
     return result;
 }
 
-/* The answer has been sent, or never will be. Its file is still open. */
+/* The answer has been sent, or never will be; the socket is still open. If the file isn't, watch_files may have shut down
+ * what is ending anyway. */
 static void on_completed(void *user, struct MHD_Connection *conn, void **state, enum MHD_RequestTerminationCode code)
 {
     struct request *r = *state;
