@@ -93,6 +93,16 @@ def test_refused(client: Inetd, tmp_path: Path, line: str, status: int) -> None:
     client.end()
 
 
+@pytest.mark.parametrize("fields", [b"", b"Host: x\r\n", b"Host"])
+def test_half_a_request(client: Inetd, tmp_path: Path, fields: bytes) -> None:
+    """The connection ends in the midst of a head: nothing is answered."""
+    make(tmp_path / "site" / "a", b"a")
+    client.socket.sendall(b"GET /a HTTP/1.1\r\n" + fields)
+    client.socket.shutdown(socket.SHUT_WR)
+    client.end()
+    assert client.pending == b""
+
+
 def test_usage(command: list[str | Path], environment: dict[str, str]) -> None:
     """Without a directory they say what they want."""
     done = subprocess.run(command[:-1], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)

@@ -36,10 +36,11 @@ repeat
     local method, path, minor = line:match "^(%u+) /*([^ ?]*)%S* HTTP/1%.(%d)\r$"
     if method ~= "GET" and method ~= "HEAD" then refuse(method and "405 Method Not Allowed" or "400 Bad Request") end
     local fields = {}
-    for field in io.lines() do
-        if field == "\r" then break end
+    repeat
+        local field = io.read() or os.exit(0) -- half a head is no request
         fields[#fields + 1] = field .. "\n"
-    end
+    until field == "\r"
+    fields[#fields] = nil
     path = path:gsub("%%(%x%x)", function(hex) return string.char(tonumber(hex, 16)) end)
     if path:find("\0", 1, true) or sendgate.sendgate_open(directory, path, 0, nil, 0, file, nil, nil) ~= 0 then
         refuse "404 Not Found"

@@ -29,8 +29,7 @@ while (defined(my $line = <STDIN>)) {
     my ($method, $path, $minor) = $line =~ m{^([A-Z]+) /*([^ ?]*)\S* HTTP/1\.(\d)\r\n$} or refuse('400 Bad Request');
     $method =~ /^(GET|HEAD)$/ or refuse('405 Method Not Allowed');
     my $fields = '';
-    while (defined(my $field = <STDIN>)) {
-        last if $field eq "\r\n";
+    while ((my $field = <STDIN> // exit) ne "\r\n") { # half a head is no request
         $fields .= $field;
     }
     $path =~ s/%([0-9A-Fa-f]{2})/chr hex $1/ge;

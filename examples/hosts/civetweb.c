@@ -27,7 +27,7 @@ static sendgate_status write_some(void *user, const uint8_t *data, size_t len, s
 }
 
 /* Returns the status, for CivetWeb's log; 0 would mean that it has to answer itself. */
-static int on_request(struct mg_connection *conn, void *user)
+static int on_request(struct mg_connection *conn)
 {
     const struct mg_request_info *info = mg_get_request_info(conn);
     const char *query = info->query_string, *connection = mg_get_header(conn, "Connection");
@@ -39,7 +39,6 @@ static int on_request(struct mg_connection *conn, void *user)
     sendgate_result result = {.size = sizeof result};
     struct site_answer answer;
     int n;
-    (void)user;
     while ((n = mg_read(conn, scratch, sizeof scratch)) > 0)
         ; /* content, which nobody wants; below 0: it is malformed, or cut off */
     request.version = strcmp(info->http_version, "1.0") == 0 ? 10 : 11;
@@ -83,7 +82,7 @@ int main(int argc, char **argv)
         "decode_url", "no",
         "enable_auth_domain_check", "no", /* else "GET http://HOST/" is taken for some domain's of its own alone */
         NULL};
-    struct mg_callbacks callbacks = {0};
+    struct mg_callbacks callbacks = {.begin_request = on_request};
     struct mg_server_port bound;
     sigset_t ends;
     int number;
@@ -100,7 +99,6 @@ int main(int argc, char **argv)
         fprintf(stderr, "civetweb: can't listen on %s\n", port);
         return 1;
     }
-    mg_set_request_handler(context, "**", on_request, NULL);
     printf("listening on 127.0.0.1:%d\n", bound.port);
     fflush(stdout);
     sigwait(&ends, &number);
