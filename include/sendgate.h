@@ -780,7 +780,8 @@ typedef struct sendgate_fcgi_event {
 } sendgate_fcgi_event;
 
 /**
- * For TLS in user space; kernel TLS needs only fd.
+ * Where the content comes from, instead of the socket: for TLS in user space (kernel TLS needs
+ * only fd).
  *
  * Put up to cap bytes into data, set *len and return SENDGATE_OK, where a *len of 0 is the end of
  * the stream; or put none there and return SENDGATE_WANT_READ, SENDGATE_WANT_WRITE or an error. A
@@ -861,7 +862,7 @@ typedef struct sendgate_received {
 } sendgate_received;
 
 /**
- * For TLS in user space; kernel TLS needs only fd.
+ * Where the bytes go, instead of the socket: for TLS in user space (kernel TLS needs only fd).
  *
  * Take up to len bytes, set *written and return SENDGATE_OK; or take none and return
  * SENDGATE_WANT_WRITE, SENDGATE_WANT_READ or an error. A *written of 0 or above len is
@@ -975,7 +976,9 @@ typedef struct sendgate_result {
 } sendgate_result;
 
 /**
- * See sendgate_sender_options.
+ * Called on the sender's thread when there is something to take and there was nothing. All signals
+ * but those of faults are blocked there. May use the sender, but not stop or free it; must not
+ * block or unwind.
  */
 typedef void (*sendgate_ready_fn)(void *user);
 
@@ -998,9 +1001,7 @@ typedef struct sendgate_sender_options {
      */
     uint32_t turn_bytes;
     /**
-     * NULL, or called on the sender's thread when there is something to take and there was
-     * nothing. All signals but those of faults are blocked there. May use the sender, but not
-     * stop or free it; must not block or unwind.
+     * NULL: none.
      */
     sendgate_ready_fn on_ready;
     /**
@@ -1201,7 +1202,7 @@ typedef struct sendgate_completion {
 #define SENDGATE_ERR_FASTCGI -22
 
 /**
- * The loaded library: major << 16 | minor << 8 | patch.
+ * The loaded library's version: major << 16 | minor << 8 | patch.
  */
 uint32_t sendgate_version(void);
 
@@ -1245,7 +1246,8 @@ sendgate_status sendgate_request_from_head(struct sendgate_request *req,
                                            size_t *head_len);
 
 /**
- * One fstat(2): fill all of rep but content_type, for the whole file. Sets SENDGATE_REP_HAS_MTIME.
+ * Describe the whole file fd, by one fstat(2): fill all of rep but content_type. Sets
+ * SENDGATE_REP_HAS_MTIME.
  * The entity tag, "<mtime_ns hex>-<size hex>", goes to etag_buf (SENDGATE_ETAG_MAX bytes; NULL:
  * none), which rep borrows, with SENDGATE_REP_ETAG_FROM_MTIME. flags: SENDGATE_ETAG_INODE,
  * SENDGATE_ETAG_CTIME. SENDGATE_ERR_NOT_REGULAR: a directory, FIFO, socket or device, or a file of
@@ -1278,8 +1280,8 @@ sendgate_status sendgate_open(int32_t dir_fd,
                               int32_t *sys_errno);
 
 /**
- * Conditions and ranges: RFC 9110 sections 13.2.2 and 14.2. No I/O (but for the clock, if ex->now
- * is 0), no allocation. ranges may be NULL, to leave them out; with less room than for
+ * Evaluate conditions and ranges: RFC 9110 sections 13.2.2 and 14.2. No I/O (but for the clock, if
+ * ex->now is 0), no allocation. ranges may be NULL, to leave them out; with less room than for
  * out->n_ranges the first cap are written and the answer is SENDGATE_ERR_NO_SPACE, with out
  * written.
  */
@@ -1388,8 +1390,8 @@ sendgate_status sendgate_fcgi_decode_params(const uint8_t *data,
                                             size_t *n_params);
 
 /**
- * The other way: the pairs as one stream of bytes. SENDGATE_ERR_NO_SPACE: *len is the cap to call
- * with.
+ * Name-value pairs as one stream of bytes, which sendgate_fcgi_decode_params reads.
+ * SENDGATE_ERR_NO_SPACE: *len is the cap to call with.
  */
 sendgate_status sendgate_fcgi_encode_params(const struct sendgate_field *params,
                                             size_t n_params,
@@ -1505,7 +1507,7 @@ sendgate_status sendgate_receive_file(const struct sendgate_source *source,
                                       struct sendgate_received *out);
 
 /**
- * Blocking: decide, send head and body, and return when the response is complete or has failed.
+ * Decide, send head and body, and return when the response is complete or has failed.
  * The socket may be blocking or not; waiting is done in poll(2), never longer than the sink's
  * timeouts. Nothing is written unless the whole exchange is valid. While a body above 16 KiB is
  * sent, a blocking socket has O_NONBLOCK. out may be NULL.

@@ -13,7 +13,7 @@ use crate::io::file::{Metadata, open_beneath};
 use std::ffi::c_char;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
 
-/// The loaded library: major << 16 | minor << 8 | patch.
+/// The loaded library's version: major << 16 | minor << 8 | patch.
 #[unsafe(no_mangle)]
 pub extern "C" fn sendgate_version() -> u32 {
     SENDGATE_VERSION_MAJOR << 16 | SENDGATE_VERSION_MINOR << 8 | SENDGATE_VERSION_PATCH
@@ -123,7 +123,8 @@ pub(super) fn fill_request(out: &mut sendgate_request, request: &Request<'_>) {
     out.range = to_str(request.range);
 }
 
-/// One fstat(2): fill all of rep but content_type, for the whole file. Sets SENDGATE_REP_HAS_MTIME.
+/// Describe the whole file fd, by one fstat(2): fill all of rep but content_type. Sets
+/// SENDGATE_REP_HAS_MTIME.
 /// The entity tag, "<mtime_ns hex>-<size hex>", goes to etag_buf (SENDGATE_ETAG_MAX bytes; NULL:
 /// none), which rep borrows, with SENDGATE_REP_ETAG_FROM_MTIME. flags: SENDGATE_ETAG_INODE,
 /// SENDGATE_ETAG_CTIME. SENDGATE_ERR_NOT_REGULAR: a directory, FIFO, socket or device, or a file of
@@ -234,8 +235,8 @@ pub unsafe extern "C" fn sendgate_open(
     })
 }
 
-/// Conditions and ranges: RFC 9110 sections 13.2.2 and 14.2. No I/O (but for the clock, if ex->now
-/// is 0), no allocation. ranges may be NULL, to leave them out; with less room than for
+/// Evaluate conditions and ranges: RFC 9110 sections 13.2.2 and 14.2. No I/O (but for the clock, if
+/// ex->now is 0), no allocation. ranges may be NULL, to leave them out; with less room than for
 /// out->n_ranges the first cap are written and the answer is SENDGATE_ERR_NO_SPACE, with out
 /// written.
 #[unsafe(no_mangle)]

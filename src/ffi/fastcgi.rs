@@ -259,8 +259,8 @@ pub unsafe extern "C" fn sendgate_fcgi_decode_params(
     })
 }
 
-/// The other way: the pairs as one stream of bytes. SENDGATE_ERR_NO_SPACE: *len is the cap to call
-/// with.
+/// Name-value pairs as one stream of bytes, which sendgate_fcgi_decode_params reads.
+/// SENDGATE_ERR_NO_SPACE: *len is the cap to call with.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_fcgi_encode_params(
     params: *const sendgate_field,

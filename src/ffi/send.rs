@@ -16,7 +16,7 @@ use crate::respond;
 use crate::resumable::Resumable;
 use crate::transfer::{Outcome, Step, Transfer};
 
-/// Blocking: decide, send head and body, and return when the response is complete or has failed.
+/// Decide, send head and body, and return when the response is complete or has failed.
 /// The socket may be blocking or not; waiting is done in poll(2), never longer than the sink's
 /// timeouts. Nothing is written unless the whole exchange is valid. While a body above 16 KiB is
 /// sent, a blocking socket has O_NONBLOCK. out may be NULL.

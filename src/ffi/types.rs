@@ -273,7 +273,7 @@ pub struct sendgate_decision {
 
 // ---- Where the bytes go ----
 
-/// For TLS in user space; kernel TLS needs only fd.
+/// Where the bytes go, instead of the socket: for TLS in user space (kernel TLS needs only fd).
 ///
 /// Take up to len bytes, set *written and return SENDGATE_OK; or take none and return
 /// SENDGATE_WANT_WRITE, SENDGATE_WANT_READ or an error. A *written of 0 or above len is
@@ -387,7 +387,8 @@ pub struct sendgate_result {
 
 // ---- Where content comes from ----
 
-/// For TLS in user space; kernel TLS needs only fd.
+/// Where the content comes from, instead of the socket: for TLS in user space (kernel TLS needs
+/// only fd).
 ///
 /// Put up to cap bytes into data, set *len and return SENDGATE_OK, where a *len of 0 is the end of
 /// the stream; or put none there and return SENDGATE_WANT_READ, SENDGATE_WANT_WRITE or an error. A
@@ -554,15 +555,15 @@ pub struct sendgate_sender_options {
     /// Bytes that a response may send before the others have their turn; 0 means 524288. Less than
     /// 16384 is taken for 16384.
     pub turn_bytes: u32,
-    /// NULL, or called on the sender's thread when there is something to take and there was
-    /// nothing. All signals but those of faults are blocked there. May use the sender, but not
-    /// stop or free it; must not block or unwind.
+    /// NULL: none.
     pub on_ready: sendgate_ready_fn,
     /// Passed to on_ready.
     pub user: *mut c_void,
 }
 
-/// See sendgate_sender_options.
+/// Called on the sender's thread when there is something to take and there was nothing. All signals
+/// but those of faults are blocked there. May use the sender, but not stop or free it; must not
+/// block or unwind.
 pub type sendgate_ready_fn = Option<unsafe extern "C" fn(user: *mut c_void)>;
 
 /// How a submitted response ended. Never changes, so that an array of them can be filled.
