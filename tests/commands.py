@@ -25,3 +25,10 @@ def need(program: str, package: str) -> None:
     """Skip without that program."""
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed (Debian: apt-get install {package})")
+
+
+def need_history() -> None:
+    """Skip in an unpacked archive: git knows which files are the project's, and `make dist` takes them from it."""
+    need("git", "git")
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git repository")

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import resource
+import select
 import signal
 import socket
 import struct
@@ -22,6 +23,7 @@ PROGRAMS = TARGET / "examples"
 MIB = 1 << 20
 OLD = 784111777  # Sun, 06 Nov 1994 08:49:37 GMT: old enough for strong entity tags
 BIG = 20 * MIB
+START_SECONDS = 60  # for a server to say where it listens, under Valgrind too
 
 
 class Served:
@@ -77,7 +79,8 @@ class Server(Served):
             env=environment,
         )
         assert process.stdout is not None
-        line = process.stdout.readline().decode()
+        readable, _, _ = select.select([process.stdout], [], [], START_SECONDS)
+        line = process.stdout.readline().decode() if readable else ""
         match = re.fullmatch(r"listening on 127\.0\.0\.1:(\d+)\n", line)
         if not match:
             process.kill()

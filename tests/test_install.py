@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import need, run
+from commands import need, need_history, run
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = re.search(r'^version = "(.*)"$', (ROOT / "Cargo.toml").read_text(), re.M)[1]  # type: ignore[index]
@@ -89,6 +89,7 @@ def test_cmake(prefix: Path, environment: dict[str, str], tmp_path: Path) -> Non
 @pytest.fixture
 def meson_project(tmp_path: Path) -> Path:
     """A Meson project with the wrap file, and for that the sources in an archive."""
+    need_history()
     project = tmp_path / "project"
     shutil.copytree(ROOT / "packaging/meson", project / "subprojects")
     archive = run("make", "-s", "dist", cwd=ROOT).strip()

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from packaging.metadata import Metadata
 
-from commands import need, run
+from commands import need, need_history, run
 
 ROOT = Path(__file__).resolve().parent.parent
 BINDINGS = ROOT / "bindings/python"
@@ -200,6 +200,7 @@ def test_wheel_works(wheel: Path, tmp_path: Path) -> None:
 
 def test_sdist_files(sdist: Path) -> None:
     """The sources, as they are in the checkout, and what it takes to build them; neither tests nor what was built."""
+    need_history()
     top = f"sendgate-{VERSION}"
     assert sdist.name == f"{top}.tar.gz"
     with tarfile.open(sdist) as archive:
