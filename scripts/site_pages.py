@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from c_header import HEADER, ROOT, Declaration, declarations, grouped, members, rules, since
+from sphinx.writers.html5 import HTML5Translator
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -349,8 +350,19 @@ def start_page(app: Any, exception: Exception | None) -> None:
         (Path(app.outdir) / "index.html").write_text(page)
 
 
+class Translator(HTML5Translator):
+    """HTML in which a signature can be copied."""
+
+    def depart_desc_parameterlist(self, node: Any) -> None:
+        """Where each parameter has a line, Sphinx before 8.2 writes a comma behind the last too."""
+        if self.body[-2:] == [",", "</dd>\n"]:
+            del self.body[-2]
+        super().depart_desc_parameterlist(node)
+
+
 def setup(app: Any) -> dict[str, Any]:
     """Called by Sphinx."""
+    app.set_translator("html", Translator)
     app.connect("source-read", source_read)
     app.connect("autodoc-process-docstring", docstring)
     app.connect("autodoc-process-signature", signature)

@@ -169,6 +169,7 @@ def test_c_reference(pages: dict[Path, Page]) -> None:
     since = c_header.since()
     for version in set(since.values()):
         assert reference.text.count(f"Since version {version}.") == list(since.values()).count(version)
+    assert not re.search(r",\s*\)", reference.text)
 
 
 def test_a_name_without_a_group_fails() -> None:

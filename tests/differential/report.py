@@ -28,6 +28,12 @@ This file is made from those entries by `python tests/differential/report.py --w
 entries were observed on nginx 1.22.1.
 """
 
+OVERVIEW = """\
+Of {compared} rows nginx answers {different} differently. That is no share of any traffic: a row is an edge, and one
+habit decides many of them. Some break a rule of RFC 9110, others take the other of two ways that it allows: the
+column "rule" below has the place.
+"""
+
 
 def _answer(row: rows.Row, due: dict[str, object]) -> str:
     text = str(due["status"])
@@ -49,7 +55,11 @@ def text(cases: list[rows.Row] | None = None) -> str:
         if row.nginx:
             by_reason.setdefault(row.nginx["why"], []).append(row)
     different = sum(len(group) for group in by_reason.values())
-    out = [INTRODUCTION, f"Of {len(compared)} rows nginx answers {different} differently.\n"]
+    out = [INTRODUCTION, OVERVIEW.format(compared=len(compared), different=different)]
+    out.append("| rows | nginx |\n| ---: | --- |")
+    most_first = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    out += [f"| {len(group)} | {reason} |" for reason, group in most_first]
+    out.append("")
     for reason, group in by_reason.items():
         out.append(f"## nginx {reason}\n")
         out.append("| row | rule | sendgate | nginx |\n| --- | --- | --- | --- |")
