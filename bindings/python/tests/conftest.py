@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_configure(config: pytest.Config) -> None:
     if SOURCE in Path(sendgate.__file__).resolve().parents:
         raise pytest.UsageError(f"{sendgate.__file__} is the source: install the wheel (scripts/setup-python.sh --dev)")
+    # A shell has what it starts in the background ignore it, and the servers under test would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def open_descriptors() -> set[str]:

@@ -901,9 +901,10 @@ def test_waitress_serve_has_a_command_line(application: Application, tmp_path: P
                 assert line, "it has ended"
                 found = re.search(r"Serving on http://127.0.0.1:(\d+)", line)
             assert get(("127.0.0.1", int(found[1])), "/file.txt", "Range: bytes=10-19")[2] == b"0123456789"
-        finally:
             server.send_signal(signal.SIGINT)
-    assert server.returncode == 0
+            assert server.wait(20) == 0
+        finally:
+            server.kill()
 
 
 def test_an_unknown_waitress_is_refused(tmp_path: Path) -> None:
