@@ -210,6 +210,25 @@ class ImpatientSync(sendgate.gunicorn.SyncWorker):
     send_timeout = 1
 
 
+class InterruptedSync(sendgate.gunicorn.SyncWorker):
+    """Is told to quit while the library sends what it can at once."""
+
+    def init_process(self):
+        library = sendgate._sender.lib
+
+        class Library:
+            def __getattr__(self, name):
+                return getattr(library, name)
+
+            def sendgate_sender_submit(self, *arguments):
+                code = library.sendgate_sender_submit(*arguments)
+                os.kill(os.getpid(), signal.SIGINT)
+                return code
+
+        sendgate._sender.lib = Library()
+        super().init_process()
+
+
 def __getattr__(name):
     if name != "ImpatientGevent":
         raise AttributeError(name)
@@ -915,6 +934,16 @@ def test_sigint_cuts_downloads_short(start: Start, worker: str) -> None:
     assert "Error closing" not in server.log
 
 
+def test_sigint_before_it_is_known_what_was_submitted(start: Start) -> None:
+    """The memory is free all the same: its close() is no error."""
+    server = start("app.InterruptedSync")
+    with server.connect(receive_buffer=65536) as client:
+        client.stalled("/mmap/large")
+        wait_until(lambda: "Worker exiting" in server.log)
+        assert len(client.rest()) < LENGTH
+    assert "Error closing" not in server.log
+
+
 @each_worker
 def test_a_worker_is_replaced(start: Start, content: bytes, worker: str) -> None:
     """SIGHUP, with a download in flight: the new worker answers, and the old one loses no byte."""
@@ -959,6 +988,8 @@ def test_graceful_timeout_cuts_downloads_short(start: Start, worker: str) -> Non
     assert re.fullmatch(r"GET /mmap/large 200 \d+", line)
     assert 0 < int(line.split()[3]) < LENGTH
     wait_until(lambda: f"Worker exiting (pid: {old})" in server.log)
+    # While it ends, gevent would tell of a signal that its master passes on.
+    wait_until(lambda: not Path(f"/proc/{old}").exists())
     assert "[ERROR]" not in server.log
 
 

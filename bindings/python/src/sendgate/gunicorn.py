@@ -276,8 +276,11 @@ class SyncWorker(_Worker, _SyncWorker):  # type: ignore[misc]
 
     def run(self) -> None:
         """Serve until told to stop."""
-        with Sender(max_in_flight=1) as self._sender:
+        self._sender = Sender(max_in_flight=1)
+        try:
             super().run()
+        finally:
+            self._sender.close()
 
     def blocks(self, blocks: Iterable[bytes]) -> Iterable[bytes]:
         """An answer, for gunicorn to send."""
@@ -287,25 +290,32 @@ class SyncWorker(_Worker, _SyncWorker):  # type: ignore[misc]
         """Send it, and tell gunicorn's master once a second that this process is alive."""
         sock.settimeout(self.send_timeout)
         sender = self._sender
-        given, result = sender._submit(exchange, sender._sink(_Sink(sock, self._timeout), try_now=True), None)
-        if not given:
-            body.ended(result)
-            return
-        body.begun(result)
-        ended = select.poll()
-        ended.register(sender.fileno(), select.POLLIN)
         try:
+            given, result = sender._submit(exchange, sender._sink(_Sink(sock, self._timeout), try_now=True), None)
+            if not given:
+                body.ended(result)
+                return
+            body.begun(result)
+            ended = select.poll()
+            ended.register(sender.fileno(), select.POLLIN)
             while not (completions := sender.take()):
                 ended.poll(1000)
                 self.notify()
         except BaseException:
-            # The application's memory has to be free before its close() is called, and the sender for the next one.
-            # That doesn't depend on the client any more.
-            sender.cancel(given)
-            while not sender.take():
-                ended.poll(1000)
+            # A signal's handler raises anywhere, also before it is known what was submitted.
+            if sender._submitted:
+                self._abandon(sender)
             raise
         body.ended(completions[0].result, completions[0].error)
+
+    def _abandon(self, sender: Sender) -> None:
+        """The application's memory has to be free before its close() is called, and a sender for the next answer. That
+        doesn't depend on the client any more.
+        """
+        sender.stop()
+        sender.take()
+        sender.close()
+        self._sender = Sender(max_in_flight=1)
 
 
 class _Pending:
