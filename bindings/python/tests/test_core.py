@@ -308,6 +308,13 @@ def test_header_rules(small: Path) -> None:
     assert dict(sendgate.decide(None, small, headers={"A": "b"}).fields)["A"] == "b"
 
 
+@pytest.mark.parametrize("row", [(), ("A",), ("A", "b", "c"), ("A", "b", -1), ("A", "b", 1 << 32), ("A", "b", 1, 2)])
+def test_a_row_that_is_no_field(small: Path, row: tuple[Any, ...]) -> None:
+    """It is named in the error."""
+    with pytest.raises(TypeError, match=re.escape(repr([row]))):
+        sendgate.decide(None, small, headers=[row])  # type: ignore[list-item]
+
+
 @pytest.mark.parametrize(
     "header",
     [

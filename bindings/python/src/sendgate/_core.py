@@ -67,6 +67,8 @@ _SIZES = {
     "sendgate_fcgi_options": 24,
     "sendgate_fcgi_event": 56,
 }
+#: Those of which there are arrays, as ``struct`` has them.
+_PACKED = {"sendgate_field": "PNPN", "sendgate_header": "PNPNII"}
 
 
 def version() -> tuple[int, int, int]:
@@ -93,7 +95,8 @@ def _check_library() -> None:
     if version() != described:
         raise ImportError(f"sendgate {'.'.join(map(str, described))} found a library of version {__version__}")
     sizes = {name: ffi.sizeof(name) for name in _SIZES}
-    if struct.calcsize("P") == 8 and sizes != _SIZES:
+    packed = {name: struct.calcsize(layout) for name, layout in _PACKED.items()}
+    if (struct.calcsize("P") == 8 and sizes != _SIZES) or packed.items() - sizes.items():
         raise ImportError(f"sendgate: the structs of sendgate.h have sizes {sizes}, this package expects {_SIZES}")
     for enumeration, prefix in ((Connection, "CONN"), (Framing, "FRAMING"), (HeadForm, "HEAD"), (Rule, "RULE")):
         for member in enumeration:
@@ -209,6 +212,23 @@ def _set_str(target: Any, value: bytes, keep: list[Any]) -> None:
     target.len = len(value)
 
 
+def _array(kind: str, rows: list[Any], keep: list[Any]) -> Any:
+    """An array of structs that begin with a name and a value; the rows have these as bytes, and the other members.
+
+    Packed, because setting one member after the other takes twice as long.
+    """
+    block = ffi.from_buffer(b"".join([text for row in rows for text in row[:2]]))
+    at = int(ffi.cast("uintptr_t", block))
+    members: list[int] = []
+    for name, value, *others in rows:
+        middle = at + len(name)
+        members += (at, len(name), middle, len(value), *others)
+        at = middle + len(value)
+    array = ffi.from_buffer(kind + "[]", struct.pack(_PACKED[kind] * len(rows), *members))
+    keep += (block, array)
+    return array
+
+
 def _get_str(value: Any) -> str | None:
     """The text of a sendgate_str, None if it is absent."""
     return None if value.ptr == _NULL else bytes(ffi.buffer(value.ptr, value.len)).decode("latin-1")
@@ -216,6 +236,8 @@ def _get_str(value: Any) -> str | None:
 
 def _int(value: int, low: int, high: int, what: str) -> int:
     """The number, if it is one and within its range."""
+    if type(value) is int and low <= value <= high:
+        return value
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{what} must be an int, not {type(value).__name__}")
     if not low <= value <= high:
@@ -267,9 +289,11 @@ class Request:
     FieldError: a character above U+00FF. ArgumentError (ValueError): another version.
     """
 
-    __slots__ = ("_c", "_head_length", "_keep")
+    __slots__ = ("_c", "_has_fields", "_head_length", "_keep")
 
     _c: Any
+    #: Whether there may be any of those that count.
+    _has_fields: bool
 
     def __init__(
         self,
@@ -299,10 +323,7 @@ class Request:
         if method != b"GET":
             _set_str(request.method, method, keep)
         if lines:
-            fields = ffi.new("sendgate_field[]", len(lines))
-            for field, (name, value) in zip(fields, lines):
-                _set_str(field.name, name, keep)
-                _set_str(field.value, value, keep)
+            fields = _array("sendgate_field", lines, keep)
             needed = ffi.new("size_t *")
             scratch = _NULL
             status = lib.sendgate_request_from_fields(request, fields, len(lines), scratch, 0, needed)
@@ -316,6 +337,7 @@ class Request:
         self._c = request
         self._keep = keep
         self._head_length = 0
+        self._has_fields = bool(lines)
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, Any], *, has_body: bool | None = None) -> Request:
@@ -354,10 +376,16 @@ class Request:
             status = lib.sendgate_request_from_head(request, data, len(data), scratch, needed[0], needed, length)
         if _check(status) == lib.SENDGATE_WANT_READ:
             return None
+        return cls._of(request, [data, scratch], int(length[0]))
+
+    @classmethod
+    def _of(cls, c: Any, keep: list[Any], head_length: int = 0) -> Request:
+        """One that was filled elsewhere."""
         self = cls.__new__(cls)
-        self._c = request
-        self._keep = [data, scratch]
-        self._head_length = int(length[0])
+        self._c = c
+        self._keep = keep
+        self._head_length = head_length
+        self._has_fields = True
         return self
 
     @property
@@ -407,14 +435,13 @@ class Request:
 
     def _without(self, *fields: str) -> Request:
         """The same, as if it had not these fields."""
-        made = Request.__new__(Request)
-        made._c = ffi.new(_REQUEST[0], self._c[0])
+        if not self._has_fields:
+            return self
+        c = ffi.new(_REQUEST[0], self._c[0])
         for name in fields:
-            value = getattr(made._c, name)
+            value = getattr(c, name)
             value.ptr, value.len = _NULL, 0
-        made._keep = [self]
-        made._head_length = self._head_length
-        return made
+        return Request._of(c, [self], self._head_length)
 
     def _unranged(self) -> Request:
         """The same, but for all of the content."""
@@ -426,7 +453,7 @@ class Request:
 
     def _is_conditional(self) -> bool:
         """Whether the answer may be a 304 or a 412."""
-        return any(getattr(self._c, name).ptr != _NULL for name in _PRECONDITIONS)
+        return self._has_fields and any(getattr(self._c, name).ptr != _NULL for name in _PRECONDITIONS)
 
     def __repr__(self) -> str:
         return f"<sendgate.Request {self.method} HTTP/{self.version / 10}>"
@@ -676,18 +703,19 @@ class _Source:
 
 def _headers(headers: Headers, extra: list[tuple[bytes, bytes, int]], keep: list[Any]) -> tuple[Any, int]:
     """An array of sendgate_header, and its length."""
-    rows = [(*header, Rule.OVERRIDE) if len(header) == 2 else header for header in _rows(headers)]
+    rows = _rows(headers)
     if extra and not (isinstance(headers, _HeaderList) and headers.is_frozen(extra[0][0])):
         rows += extra
     if not rows:
         return _NULL, 0
-    array = ffi.new("sendgate_header[]", len(rows))
-    for header, (name, value, rule) in zip(array, rows):
-        _set_str(header.field.name, _latin1(name, "a field name"), keep)
-        _set_str(header.field.value, _latin1(value, "a field value"), keep)
-        header.rule = rule
-    keep.append(array)
-    return array, len(rows)
+    try:
+        made = [
+            (_latin1(row[0], "a field name"), _latin1(row[1], "a field value"), *(row[2:] or (Rule.OVERRIDE,)), 0)
+            for row in rows
+        ]
+        return _array("sendgate_header", made, keep), len(made)
+    except (IndexError, struct.error):
+        raise TypeError(f"a field is a name and a value, and may have a Rule: {rows!r}") from None
 
 
 def _last_modified(value: LastModified) -> list[tuple[bytes, bytes, int]]:
@@ -915,6 +943,12 @@ class Channel:
         self.keep_conn = keep_conn
         self.ends_short = ends_short
 
+    @property
+    def _flags(self) -> int:
+        """As the sink wants them."""
+        keep = lib.SENDGATE_SINK_FCGI_KEEP if self.keep_conn else 0
+        return int(keep | (lib.SENDGATE_SINK_FCGI_END_SHORT if self.ends_short else 0))
+
     def fileno(self) -> int:
         """The connection's descriptor."""
         return int(self.sock if isinstance(self.sock, int) else self.sock.fileno())
@@ -951,8 +985,7 @@ class _Sink:
             sink.fd = _int(sock.fileno(), 0, 2**31 - 1, "a socket's descriptor (is it closed?)")
             if isinstance(sock, Channel):
                 sink.fcgi_request_id = sock.request_id
-                sink.flags = lib.SENDGATE_SINK_FCGI_KEEP if sock.keep_conn else 0
-                sink.flags |= lib.SENDGATE_SINK_FCGI_END_SHORT if sock.ends_short else 0
+                sink.flags = sock._flags
         else:
             raise TypeError(f"sock must be a socket or a descriptor, not {type(sock).__name__}")
         self.c = sink
@@ -1300,11 +1333,7 @@ def _fields(headers: Headers, keep: list[Any]) -> tuple[Any, int]:
     rows = [(_latin1(name, "a field name"), _latin1(value, "a field value")) for name, value in pairs]
     if not rows:
         return _NULL, 0
-    array = ffi.new("sendgate_field[]", len(rows))
-    for field, (name, value) in zip(array, rows):
-        _set_str(field.name, name, keep)
-        _set_str(field.value, value, keep)
-    return array, len(rows)
+    return _array("sendgate_field", rows, keep), len(rows)
 
 
 def _request(request: Request | None) -> Any:

@@ -1,8 +1,9 @@
-"""``FastPath``: answers a request for a file of a folder straight from the bytes of its head.
+"""``FastPath``, ``ParamsFastPath``: answer a request for a file of a folder straight from the bytes of its head, or
+from the parameters of a FastCGI request.
 
 For the thread in which a server waits for requests. What a static file's answer needs is known before the server has
 made a request, an environment and a response of those bytes; so nothing of that is made: one parse, one open with its
-fstat, and one submit, with structs that are made once. Only heads of the plainest form are answered, on which all
+fstat, and one submit, with structs that are made once. Only requests of the plainest form are answered, on which all
 parsers agree; everything else is declined, and goes the server's own way.
 """
 
@@ -17,12 +18,15 @@ from urllib.parse import unquote_to_bytes
 from sendgate._native import ffi, lib
 
 from ._answer import with_own
-from ._core import _REQUEST, _headers, _new, _set_str
+from ._core import _CONSULTED, _REQUEST, Channel, Request, _error, _headers, _new, _set_str
 from ._sender import Sender, _Reused
 from ._site import _REMEMBERED, Known, Mount, acceptable
-from ._types import Connection
+from ._types import Connection, HeadForm
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ._errors import SendgateError
     from ._site import Coding
     from ._types import Header
 
@@ -59,7 +63,7 @@ class _Prepared:
         self.content_type = self._type[0]
 
 
-class FastPath:
+class _FastPath:
     """One folder's, for one thread. fields: the server's own. idle_ms, copy: as in the sink and the
     representation.
     """
@@ -81,33 +85,13 @@ class FastPath:
         self._rep_flags = lib.SENDGATE_REP_COPY if copy else 0
         #: By path as it was asked for, and the suffix of the file beside it that is sent instead.
         self._prepared: dict[tuple[bytes, bytes], _Prepared] = {}
-        self._request = _new(_REQUEST)
-        self._scratch = ffi.new("char[]", _SCRATCH)
-        self._needed = ffi.new("size_t *")
-        self._length = ffi.new("size_t *")
         self._tag = ffi.new("char[]", lib.SENDGATE_ETAG_MAX)
         self._fd = ffi.new("int32_t *")
         self._errno = ffi.new("int32_t *")
         self._reused = _Reused(idle_ms)
-        self._reused.exchange.request = self._request
 
-    def answer(self, fd: int, data: bytes, token: Any) -> tuple[int, Connection] | None:
-        """Answer what these bytes ask for, on a non-blocking socket.
-
-        Returns the submit's id, or 0 if the answer has ended, and what became of the connection. None: declined, and
-        nothing was done.
-        """
-        if _PLAIN.fullmatch(data) is None:
-            return None
-        request, length = self._request, self._length
-        head = ffi.from_buffer(data)
-        code = lib.sendgate_request_from_head(request, head, len(data), self._scratch, _SCRATCH, self._needed, length)
-        if code != lib.SENDGATE_OK or length[0] != len(data):
-            return None
-        asked = ffi.buffer(request.target.ptr, request.target.len)[:].partition(b"?")[0]
-        prepared = self._find(asked, data)
-        if prepared is None:
-            return None
+    def _submit(self, fd: int, prepared: _Prepared, token: Any) -> tuple[int, Connection] | None:
+        """Open the file, and have it sent. See ``answer``."""
         reused, opened = self._reused, self._fd
         rep = reused.rep
         code = lib.sendgate_open(
@@ -141,22 +125,31 @@ class FastPath:
         """Of the last answer."""
         return int(self._reused.result.http_status)
 
-    def _find(self, asked: bytes, data: bytes) -> _Prepared | None:
+    @property
+    def error(self) -> SendgateError | None:
+        """Of the last answer."""
+        result = self._reused.result
+        return _error(result.status, sys_errno=result.sys_errno) if result.status < 0 else None
+
+    def _path(self, asked: bytes) -> bytes:
+        """What was asked for, decoded."""
+        raise NotImplementedError
+
+    def _find(self, asked: bytes) -> _Prepared | None:
         """What is known of the file that a path means; None if there is none."""
         prepared = self._prepared.get((asked, b""))
         if prepared is None or prepared.known.until < time.monotonic():
-            prepared = self._prepare(asked)
-        if prepared is None or not prepared.known.codings:
-            return prepared
-        accepted = _ACCEPT_ENCODING.findall(data)
-        if len(accepted) > 1:
-            return None
-        wanted = acceptable(accepted[0].decode("latin-1"), prepared.known.codings) if accepted else ()
-        return self._coded(asked, prepared.known, wanted[0]) if wanted else prepared
+            return self._prepare(asked)
+        return prepared
+
+    def _wanted(self, asked: bytes, plain: _Prepared, accept_encoding: str) -> _Prepared:
+        """That file, or the one beside it that the client likes better."""
+        wanted = acceptable(accept_encoding, plain.known.codings)
+        return self._coded(asked, plain.known, wanted[0]) if wanted else plain
 
     def _prepare(self, asked: bytes) -> _Prepared | None:
         """Look for the file as ``Files`` would, and remember what was found."""
-        path = unquote_to_bytes(asked)
+        path = self._path(asked)
         if not path.startswith(self._prefix) or _UNUSUAL.search(path):
             return None
         found = self._site.find(path[len(self._prefix) :], None)
@@ -180,3 +173,79 @@ class FastPath:
             self._prepared.clear()
         self._prepared[asked, suffix] = prepared
         return prepared
+
+
+class FastPath(_FastPath):
+    """For a server of HTTP."""
+
+    def __init__(self, mount: Mount, sender: Sender, **arguments: Any) -> None:
+        super().__init__(mount, sender, **arguments)
+        self._request = _new(_REQUEST)
+        self._scratch = ffi.new("char[]", _SCRATCH)
+        self._needed = ffi.new("size_t *")
+        self._length = ffi.new("size_t *")
+        self._reused.exchange.request = self._request
+
+    def answer(self, fd: int, data: bytes, token: Any) -> tuple[int, Connection] | None:
+        """Answer what these bytes ask for, on a non-blocking socket.
+
+        Returns the submit's id, or 0 if the answer has ended, and what became of the connection. None: declined, and
+        nothing was done.
+        """
+        if _PLAIN.fullmatch(data) is None:
+            return None
+        request, length = self._request, self._length
+        head = ffi.from_buffer(data)
+        code = lib.sendgate_request_from_head(request, head, len(data), self._scratch, _SCRATCH, self._needed, length)
+        if code != lib.SENDGATE_OK or length[0] != len(data):
+            return None
+        asked = ffi.buffer(request.target.ptr, request.target.len)[:].partition(b"?")[0]
+        prepared = self._find(asked)
+        if prepared is not None and prepared.known.codings:
+            accepted = _ACCEPT_ENCODING.findall(data)
+            if len(accepted) > 1:
+                return None
+            if accepted:
+                prepared = self._wanted(asked, prepared, accepted[0].decode("latin-1"))
+        return None if prepared is None else self._submit(fd, prepared, token)
+
+    def _path(self, asked: bytes) -> bytes:
+        return unquote_to_bytes(asked)
+
+
+#: The consulted fields, as a front server calls them.
+_PARAMS = tuple(
+    (b"HTTP_" + name.upper().replace(b"-", b"_"), name) for name in sorted(_CONSULTED - {b"content-length"})
+)
+
+
+class ParamsFastPath(_FastPath):
+    """For a FastCGI server."""
+
+    def __init__(self, mount: Mount, sender: Sender, **arguments: Any) -> None:
+        super().__init__(mount, sender, **arguments)
+        self._reused.exchange.head = HeadForm.CGI
+
+    def answer(self, channel: Channel, params: Mapping[bytes, bytes], token: Any) -> tuple[int, Connection] | None:
+        """Answer a request without content. Returns what ``FastPath.answer`` does."""
+        method = params.get(b"REQUEST_METHOD")
+        if method not in (b"GET", b"HEAD"):
+            return None
+        # See make_environ.
+        path = params[b"PATH_INFO"] if b"PATH_INFO" in params else params.get(b"SCRIPT_NAME", b"")
+        prepared = self._find(path)
+        if prepared is None:
+            return None
+        if prepared.known.codings:
+            prepared = self._wanted(path, prepared, params.get(b"HTTP_ACCEPT_ENCODING", b"").decode("latin-1"))
+        lines = [(name, params[key]) for key, name in _PARAMS if key in params]
+        version = params.get(b"SERVER_PROTOCOL", b"HTTP/1.1").decode("latin-1")
+        request = Request(method, version, lines, has_body=False)
+        reused = self._reused
+        reused.exchange.request = request._c
+        reused.sink.fcgi_request_id = channel.request_id
+        reused.sink.flags = lib.SENDGATE_SINK_TRY_NOW | channel._flags
+        return self._submit(channel.fileno(), prepared, token)
+
+    def _path(self, asked: bytes) -> bytes:
+        return asked

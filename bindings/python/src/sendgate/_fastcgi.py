@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sendgate._native import ffi, lib
 
-from ._core import _NULL, _REQUEST, Request, _check, _fields, _int, _new, _type
+from ._core import _NULL, _PACKED, _REQUEST, Request, _check, _fields, _int, _new, _type
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -134,8 +134,7 @@ class Parser:
         _check(lib.sendgate_fcgi_end(self._handle))
 
 
-#: A sendgate_field: two pointers with their lengths.
-_FIELD = "PNPN"
+_FIELD = _PACKED["sendgate_field"]
 _FIELD_SIZE = struct.calcsize(_FIELD)
 
 
@@ -165,12 +164,9 @@ def request_from_params(params: Iterable[tuple[bytes, bytes]]) -> Request:
     """
     keep: list[Any] = []
     fields, count = _fields(params, keep)
-    made = Request.__new__(Request)
-    made._c = _new(_REQUEST)
-    _check(lib.sendgate_request_from_params(made._c, fields, count))
-    made._keep = keep
-    made._head_length = 0
-    return made
+    request = _new(_REQUEST)
+    _check(lib.sendgate_request_from_params(request, fields, count))
+    return Request._of(request, keep)
 
 
 # ---- Records and parameters ----

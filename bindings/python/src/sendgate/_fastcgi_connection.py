@@ -28,6 +28,7 @@ from ._types import Connection as Outcome
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Unpack
 
+    from ._fast_path import ParamsFastPath
     from ._sender import Sender
     from ._types import ExchangeArguments, Result
 
@@ -302,6 +303,11 @@ class Call:
             self._content = Content(self)
         return self._content
 
+    @property
+    def input(self) -> io.BufferedIOBase:
+        """The same, for whom any file will do: for a request without content that is one without a connection."""
+        return io.BytesIO() if self.complete and not self._pieces and self._content is None else self.content
+
     def take(self, event: Event) -> None:
         """Some of the content has come, or its end, or that of the request."""
         if event.type is EventType.ABORT:
@@ -433,8 +439,7 @@ class Call:
                     if not given:
                         self.in_flight, self.landed = False, None
         except SendgateError as error:
-            if isinstance(error, (PeerClosedError, ResponseTimeoutError)):
-                self.connection.gone = True
+            self._note(error)
             if error.connection is not Outcome.UNTOUCHED:
                 self.begun, self.outcome = True, Outcome.BROKEN
             raise
@@ -444,6 +449,35 @@ class Call:
         if landed is not None and not (given and memory):
             landed()
         return result
+
+    def submit_file(self, files: ParamsFastPath) -> bool:
+        """Have a folder's file sent, if that is what is asked for. False: it isn't, and nothing was done.
+
+        For the thread that waits for requests. Where it can't go on without waiting, the sender goes on.
+        """
+        params = dict(self.params)
+        # Several lines of one field have to be joined.
+        if not self.complete or self._pieces or self.aborted or len(params) < len(self.params):
+            return False
+        given = files.answer(self.channel(), params, self)
+        if given is None:
+            return False
+        self.begun = True
+        if given[0] != 0:
+            # No thread of the pool has it.
+            self.in_flight = self.returned = True
+            return True
+        self.outcome = given[1]
+        error = files.error
+        if error is not None:
+            self._note(error)
+            self.fail(error)
+        return True
+
+    def _note(self, error: SendgateError) -> None:
+        """What it means for the connection."""
+        if isinstance(error, (PeerClosedError, ResponseTimeoutError)):
+            self.connection.gone = True
 
     def end(self, rest: Buffer = b"") -> None:
         """That was all, with this."""

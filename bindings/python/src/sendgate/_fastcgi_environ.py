@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 #: What has to be there, whatever a front server sends (PEP 3333).
@@ -17,22 +18,28 @@ _DEFAULTS = {
 
 def make_environ(params: tuple[tuple[bytes, bytes], ...]) -> dict[str, Any]:
     """The variables, bytes as latin-1. Fields that came several times are joined (RFC 9110 5.3)."""
-    environ: dict[str, Any] = {name.decode("latin-1"): value.decode("latin-1") for name, value in params}
-    if len(environ) < len(params):
+    environ: dict[str, Any] = dict(_DEFAULTS)
+    # All at once, unless there is a NUL in them.
+    words = b"\0".join(chain.from_iterable(params)).decode("latin-1").split("\0")
+    given = (
+        dict(zip(words[::2], words[1::2]))
+        if len(words) == 2 * len(params)
+        else {name.decode("latin-1"): value.decode("latin-1") for name, value in params}
+    )
+    environ.update(given)
+    if len(given) < len(params):
         _join(environ, params)
     if "PATH_INFO" not in environ:
         # nginx with Debian's fastcgi_params, and Apache: all of the path is in SCRIPT_NAME, for there is no script
         # whose name they could tell from the rest.
-        environ["PATH_INFO"], environ["SCRIPT_NAME"] = environ.get("SCRIPT_NAME", ""), ""
-    elif environ.get("SCRIPT_NAME") == "/":
+        environ["PATH_INFO"], environ["SCRIPT_NAME"] = environ["SCRIPT_NAME"], ""
+    elif environ["SCRIPT_NAME"] == "/":
         # An application that is mounted there begins every path with two slashes.
         environ["SCRIPT_NAME"] = ""
     if not environ.get("CONTENT_LENGTH"):
         environ.pop("CONTENT_LENGTH", None)
     if not environ.get("CONTENT_TYPE"):
         environ.pop("CONTENT_TYPE", None)
-    for name, value in _DEFAULTS.items():
-        environ.setdefault(name, value)
     return environ
 
 

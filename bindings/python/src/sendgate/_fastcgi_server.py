@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._core import _int, _invalid, _milliseconds
 from ._errors import SendgateError
+from ._fast_path import ParamsFastPath
 from ._fastcgi import ProtocolStatus, RecordType, pack_end_request, pack_record
 from ._fastcgi_connection import LINGER_BYTES, LINGER_SECONDS, Call, Connection, is_harmless, log
 from ._fastcgi_handler import Handler
@@ -34,6 +35,7 @@ from ._fastcgi_processes import STOPPING, Processes
 from ._fastcgi_wsgi import answer
 from ._sender import Sender
 from ._types import Connection as Outcome
+from .wsgi import Files
 
 if TYPE_CHECKING:
     from typing_extensions import TypeAlias
@@ -381,6 +383,8 @@ class _Worker:
         #: Whether the last connection couldn't be accepted.
         self._exhausted = False
         self._stop_at: float | None = None
+        #: For an application that is a folder: its files take no thread of the pool.
+        self._files: ParamsFastPath | None = None
 
     def run(self) -> None:
         """Until the server is told to stop, and a little longer."""
@@ -393,6 +397,10 @@ class _Worker:
         ]
         with self._selector, sender:
             self._sender = sender
+            served = server.served
+            if type(served) is Files and served._front is None:
+                idle_ms = _milliseconds(server.timeout, "timeout")
+                self._files = ParamsFastPath(served._mount, sender, idle_ms=idle_ms)
             self._selector.register(server._alarm, selectors.EVENT_READ, self._wake)
             self._selector.register(sender.fileno(), selectors.EVENT_READ, self._take)
             if self._watched >= 0:
@@ -541,10 +549,10 @@ class _Worker:
             connection.refused = len(self._connections) >= server.max_connections
             connection.peer = peer
             self._connections.add(connection)
+            self._due[connection] = time.monotonic() + server.timeout
             # More often than not its request is there already.
             if self._progress(connection):
                 self._await(connection)
-                self._due[connection] = time.monotonic() + server.timeout
         return True
 
     def _pause(self) -> None:
@@ -573,6 +581,8 @@ class _Worker:
         call = connection.call
         if call is None and not connection.ended:
             return True
+        if call is not None and not connection.refused and self._is_sent(call):
+            return self._goes_on(call)
         self._ignore(connection)
         if call is None:
             self._part(connection)
@@ -580,6 +590,29 @@ class _Worker:
             self._refuse(connection, call)
         else:
             self._tasks.put(lambda: self._answer(call))
+        return False
+
+    def _is_sent(self, call: Call) -> bool:
+        """Whether it was a request for a file, which needs no thread of the pool."""
+        if self._files is None:
+            return False
+        try:
+            return call.submit_file(self._files)
+        except Exception as error:
+            # A mistake in the application's own functions, say: in the pool it ends in the log.
+            log.debug("Fast path: %s", error)
+            return False
+
+    def _goes_on(self, call: Call) -> bool:
+        """What ``_progress`` does about a request that was answered without the pool."""
+        connection = call.connection
+        if call.outcome is Outcome.REUSABLE and self._stop_at is None and not connection.has_replies:
+            connection.next()
+            self._due.pop(connection, None)
+            return True
+        self._ignore(connection)
+        if not call.in_flight:
+            self._release(call)
         return False
 
     def _refuse(self, connection: Connection, call: Call) -> None:

@@ -201,7 +201,7 @@ def _environ(call: Call, multithread: bool, multiprocess: bool) -> Environ:
         {
             "wsgi.version": (1, 0),
             "wsgi.url_scheme": scheme(environ),
-            "wsgi.input": call.content,
+            "wsgi.input": call.input,
             # It ends where the content does, whether or not there is a CONTENT_LENGTH.
             "wsgi.input_terminated": True,
             "wsgi.errors": Errors(call),
