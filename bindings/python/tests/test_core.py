@@ -310,8 +310,8 @@ def test_header_rules(small: Path) -> None:
 
 @pytest.mark.parametrize("row", [(), ("A",), ("A", "b", "c"), ("A", "b", -1), ("A", "b", 1 << 32), ("A", "b", 1, 2)])
 def test_a_row_that_is_no_field(small: Path, row: tuple[Any, ...]) -> None:
-    """It is named in the error."""
-    with pytest.raises(TypeError, match=re.escape(repr([row]))):
+    """The error says what one is."""
+    with pytest.raises(TypeError, match="a field is a name and a value"):
         sendgate.decide(None, small, headers=[row])  # type: ignore[list-item]
 
 

@@ -160,9 +160,30 @@ def test_a_file_that_goes_away_is_declined_and_one_that_is_replaced_is_seen(loop
     os.replace(folder / "b", folder / "a.txt")
     second = loop.ask("/a.txt")
     assert second is not None and second[2] == b"other" and second[1]["etag"] != first[1]["etag"]
+    (folder / "c").write_bytes(b"stays")
+    assert loop.ask("/c") is not None
     os.unlink(folder / "a.txt")
     assert loop.ask("/a.txt") is None
     assert loop.ask("/a.txt") is None
+    assert list(loop.fast_path._prepared) == [(b"/c", b"")]
+
+
+def test_functions_of_the_application_are_for_the_server_to_call(folder: Path) -> None:
+    """It may have threads for that. What they have said counts as long as it does for Files."""
+    called = []
+
+    def headers(name: str) -> list[tuple[str, str]]:
+        called.append(name)
+        return [("X-Name", name)]
+
+    with Loop(folder, headers=headers, precompressed=False) as loop:
+        assert loop.ask("/a.txt") is None and called == []
+        found = loop.files._mount.site.find(b"a.txt", None)
+        assert found is not None
+        found.close()
+        answer = loop.ask("/a.txt")
+        assert answer is not None and answer[1]["x-name"] == "a.txt"
+        assert called == ["a.txt"]
 
 
 def test_a_prefix_an_index_and_a_name_that_is_encoded(folder: Path) -> None:

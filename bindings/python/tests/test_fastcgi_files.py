@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import os
 import re
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,6 +43,14 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def large(folder: Path) -> bytes:
+    """A file that no socket buffer takes."""
+    content = os.urandom(LENGTH)
+    (folder / "large").write_bytes(content)
+    return content
+
+
 @contextlib.contextmanager
 def serving_files(folder: Path, **options: Any) -> Iterator[str]:
     """A server of the folder. options: of the server."""
@@ -52,7 +62,7 @@ def serving_files(folder: Path, **options: Any) -> Iterator[str]:
 def declining() -> Iterator[None]:
     """Meanwhile everything is for the pool."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_fastcgi_server._Worker, "_is_sent", lambda *_: False)
+        patch.setattr(_fastcgi_server._Worker, "_send_file", lambda *_: False)
         yield
 
 
@@ -173,15 +183,19 @@ def test_where_the_path_is(folder: Path) -> None:
         assert [same(answer) for _, answer, _ in answers] == [same(expected) for expected, _, _ in answers]
 
 
-def test_lines_of_one_field(folder: Path) -> None:
-    """nginx has a parameter for each: all of them count, which is for the pool to see to."""
+def test_what_comes_twice(folder: Path) -> None:
+    """nginx has a parameter for each line of a field: all of them count, which is for the pool to see to. Of others, as
+    nginx sends them if a configuration says so twice, the last one counts.
+    """
     tag = rows.file_tag(folder / "a.txt").encode()
-    lines = [(b"HTTP_IF_NONE_MATCH", tag), (b"HTTP_IF_NONE_MATCH", b'"x"')]
-    given = {**GET, "PATH_INFO": "/a.txt"}
-    params = [*((name.encode(), value.encode()) for name, value in given.items()), *lines]
-    for expected, answer, tasks in both(Files(folder), [(params, b"")]):
-        assert (answer.status, tasks) == (304, 1)
-        assert same(answer) == same(expected)
+    given = {**GET, "PATH_INFO": "/none", "SERVER_PROTOCOL": "HTTP/1.0"}
+    once = [(name.encode(), value.encode()) for name, value in given.items()]
+    lines = [(b"PATH_INFO", b"/a.txt"), (b"HTTP_IF_NONE_MATCH", tag), (b"HTTP_IF_NONE_MATCH", b'"x"')]
+    others = [(b"PATH_INFO", b"/a.txt"), (b"SERVER_PROTOCOL", b"HTTP/1.1"), (b"HTTP_RANGE", b"bytes=0-1")]
+    asked: list[tuple[Params, bytes]] = [([*once, *lines], b""), ([*once, *others], b"")]
+    answers = list(both(Files(folder), asked))
+    assert [(answer.status, tasks) for _, answer, tasks in answers] == [(304, 1), (206, 0)]
+    assert [same(answer) for _, answer, _ in answers] == [same(expected) for expected, _, _ in answers]
 
 
 def test_who_gets_files_otherwise(folder: Path) -> None:
@@ -197,6 +211,42 @@ def test_who_gets_files_otherwise(folder: Path) -> None:
     with contextlib.closing(Files(folder, application=application)) as files, serving(files) as path:
         assert ask(path, {**GET, "PATH_INFO": "/none"}).body == b"another"
         assert len(ask(path, {**GET, "PATH_INFO": "/a.txt"}).body) == 1000
+
+
+def test_functions_of_the_application(folder: Path) -> None:
+    """They are called where an application is: in a thread of the pool. What they have said is remembered."""
+    called = []
+
+    def headers(name: str) -> list[tuple[str, str]]:
+        called.append((name, threading.current_thread().name))
+        return [("X-Name", name)]
+
+    asked: list[tuple[Params, bytes]] = [({**GET, "PATH_INFO": "/a.txt"}, b"")] * 3
+    for kind in ({"headers": headers}, {"immutable": lambda name: bool(headers(name))}):
+        called.clear()
+        tasks = 0
+        for expected, answer, given in both(Files(folder, precompressed=False, **kind), asked):  # type: ignore[arg-type]
+            assert same(answer) == same(expected)
+            tasks += given
+        assert tasks == 0  # the first server's pool had asked
+        with contextlib.closing(Files(folder, **kind)) as files, serving(files) as path:  # type: ignore[arg-type]
+            assert ask(path, *asked[0]).status == 200
+        assert len(called) == 2
+        assert all(name == "a.txt" and thread.startswith("sendgate.fastcgi-") for name, thread in called)
+
+
+def test_a_file_that_cannot_be_closed(folder: Path, large: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer is on its way: there is no other one."""
+
+    def close(fd: int) -> None:
+        os.close(fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("sendgate._fast_path.os", SimpleNamespace(close=close))
+    with serving_files(folder) as path, Front(path) as front:
+        for _ in range(3):
+            assert len(front.ask({**GET, "PATH_INFO": "/a.txt"}, keep=True).body) == 1000
+            assert front.ask({**GET, "PATH_INFO": "/large"}, keep=True).body == large
 
 
 def test_a_mistake_in_the_application(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -246,14 +296,6 @@ def test_pieces(folder: Path) -> None:
         assert front.answer().status == 200
         front.send(request(params, request_id=2) + request(params, request_id=2))
         assert front.answer(2).status == 200
-
-
-@pytest.fixture
-def large(folder: Path) -> bytes:
-    """A file that no socket buffer takes."""
-    content = os.urandom(LENGTH)
-    (folder / "large").write_bytes(content)
-    return content
 
 
 def test_slow_ones(folder: Path, large: bytes) -> None:

@@ -211,21 +211,27 @@ class ImpatientSync(sendgate.gunicorn.SyncWorker):
 
 
 class InterruptedSync(sendgate.gunicorn.SyncWorker):
-    """Is told to quit while the library sends what it can at once."""
+    """Is told to quit while it sends: when the function of SENDGATE_TEST_INTERRUPTED has done its work."""
 
     def init_process(self):
-        library = sendgate._sender.lib
+        where, name = os.environ["SENDGATE_TEST_INTERRUPTED"].split(".")
+        place = {"library": sendgate._sender, "sender": sendgate._sender.Sender}[where]
+        if where == "library":
+            library = place.lib
 
-        class Library:
-            def __getattr__(self, name):
-                return getattr(library, name)
+            class Library:
+                def __getattr__(self, name):
+                    return getattr(library, name)
 
-            def sendgate_sender_submit(self, *arguments):
-                code = library.sendgate_sender_submit(*arguments)
-                os.kill(os.getpid(), signal.SIGINT)
-                return code
+            place.lib = place = Library()
+        function = getattr(place, name)
 
-        sendgate._sender.lib = Library()
+        def interrupted(*arguments, **named):
+            made = function(*arguments, **named)
+            os.kill(os.getpid(), signal.SIGINT)
+            return made
+
+        setattr(place, name, interrupted)
         super().init_process()
 
 
@@ -934,11 +940,13 @@ def test_sigint_cuts_downloads_short(start: Start, worker: str) -> None:
     assert "Error closing" not in server.log
 
 
-def test_sigint_before_it_is_known_what_was_submitted(start: Start) -> None:
-    """The memory is free all the same: its close() is no error."""
+@pytest.mark.parametrize("where", ["sender._sink", "library.sendgate_sender_submit", "library.sendgate_sender_take"])
+def test_sigint_while_it_sends(start: Start, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Wherever the signal's handler raises, the memory is free when its close() is called."""
+    monkeypatch.setenv("SENDGATE_TEST_INTERRUPTED", where)
     server = start("app.InterruptedSync")
     with server.connect(receive_buffer=65536) as client:
-        client.stalled("/mmap/large")
+        client.request("/mmap/large")
         wait_until(lambda: "Worker exiting" in server.log)
         assert len(client.rest()) < LENGTH
     assert "Error closing" not in server.log

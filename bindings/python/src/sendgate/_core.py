@@ -715,7 +715,7 @@ def _headers(headers: Headers, extra: list[tuple[bytes, bytes, int]], keep: list
         ]
         return _array("sendgate_header", made, keep), len(made)
     except (IndexError, struct.error):
-        raise TypeError(f"a field is a name and a value, and may have a Rule: {rows!r}") from None
+        raise TypeError("a field is a name and a value, and may have a Rule") from None
 
 
 def _last_modified(value: LastModified) -> list[tuple[bytes, bytes, int]]:

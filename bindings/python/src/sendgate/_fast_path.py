@@ -9,6 +9,7 @@ parsers agree; everything else is declined, and goes the server's own way.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -18,7 +19,7 @@ from urllib.parse import unquote_to_bytes
 from sendgate._native import ffi, lib
 
 from ._answer import with_own
-from ._core import _CONSULTED, _REQUEST, Channel, Request, _error, _headers, _new, _set_str
+from ._core import _CONSULTED, _REQUEST, Request, _error, _headers, _new, _set_str
 from ._sender import Sender, _Reused
 from ._site import _REMEMBERED, Known, Mount, acceptable
 from ._types import Connection, HeadForm
@@ -26,9 +27,15 @@ from ._types import Connection, HeadForm
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from typing_extensions import TypeAlias
+
+    from ._core import Channel
     from ._errors import SendgateError
     from ._site import Coding
     from ._types import Header
+
+    #: A path as it was asked for, and the suffix of the file beside it that is sent instead.
+    Key: TypeAlias = "tuple[bytes, bytes]"
 
 #: What the If- fields and Range of a head take that has them in several lines.
 _SCRATCH = 4096
@@ -46,18 +53,13 @@ _UNUSUAL = re.compile(rb"//|/\.|\0")
 class _Prepared:
     """What can be said of a file's answer before there is a request."""
 
-    def __init__(
-        self,
-        known: Known,
-        path: bytes,
-        fields: tuple[tuple[str, str], ...],
-        own: tuple[Header, ...],
-    ) -> None:
+    def __init__(self, key: Key, known: Known, path: bytes, fields: tuple[Header, ...]) -> None:
+        self.key = key
         self.known = known
         #: Beneath the folder.
         self.path = path
         self._keep: list[Any] = []
-        self.headers, self.n_headers = _headers(with_own(fields, own), [], self._keep)
+        self.headers, self.n_headers = _headers(fields, [], self._keep)
         self._type = ffi.new("sendgate_str *")
         _set_str(self._type, known.content_type.encode("latin-1"), self._keep)
         self.content_type = self._type[0]
@@ -83,8 +85,7 @@ class _FastPath:
         self._fields = fields
         self._open_flags = lib.SENDGATE_OPEN_OUTSIDE if site._outside else 0
         self._rep_flags = lib.SENDGATE_REP_COPY if copy else 0
-        #: By path as it was asked for, and the suffix of the file beside it that is sent instead.
-        self._prepared: dict[tuple[bytes, bytes], _Prepared] = {}
+        self._prepared: dict[Key, _Prepared] = {}
         self._tag = ffi.new("char[]", lib.SENDGATE_ETAG_MAX)
         self._fd = ffi.new("int32_t *")
         self._errno = ffi.new("int32_t *")
@@ -106,7 +107,7 @@ class _FastPath:
         )
         if code != lib.SENDGATE_OK:
             # Removed, or no descriptors are left: the server says what there is to say.
-            self._prepared.clear()
+            self._prepared.pop(prepared.key, None)
             return None
         try:
             rep.content_type = prepared.content_type
@@ -116,7 +117,9 @@ class _FastPath:
             reused.sink.fd = fd
             id, code = reused.submit(self.sender, token)
         finally:
-            os.close(opened[0])
+            # Nothing was written to it, and the answer is on its way.
+            with contextlib.suppress(OSError):
+                os.close(opened[0])
         connection = Connection(reused.result.connection)
         return None if code < 0 and connection is Connection.UNTOUCHED else (id, connection)
 
@@ -152,26 +155,35 @@ class _FastPath:
         path = self._path(asked)
         if not path.startswith(self._prefix) or _UNUSUAL.search(path):
             return None
-        found = self._site.find(path[len(self._prefix) :], None)
+        known = self._know(path[len(self._prefix) :])
+        return None if known is None else self._remember((asked, b""), known, known.path, known.fields)
+
+    def _know(self, path: bytes) -> Known | None:
+        """What ``Files`` knows of a path beneath the folder."""
+        known = self._site.remembered(path)
+        # The application's own functions are called where the server calls the application.
+        if known is not None or self._site.has_functions:
+            return known
+        try:
+            found = self._site.find(path, None)
+        except OSError:
+            return None  # a directory without its slash, say
         if found is None:
             return None
         found.close()
-        if found.known is None:
-            return None
-        return self._remember(asked, b"", _Prepared(found.known, found.known.path, found.fields, self._fields))
+        return found.known
 
     def _coded(self, asked: bytes, known: Known, coding: Coding) -> _Prepared:
         """The file beside it."""
         prepared = self._prepared.get((asked, coding[1]))
         if prepared is not None and prepared.known is known:
             return prepared
-        made = _Prepared(known, known.path + coding[1], known.coded(coding), self._fields)
-        return self._remember(asked, coding[1], made)
+        return self._remember((asked, coding[1]), known, known.path + coding[1], known.coded(coding))
 
-    def _remember(self, asked: bytes, suffix: bytes, prepared: _Prepared) -> _Prepared:
+    def _remember(self, key: Key, known: Known, path: bytes, fields: tuple[tuple[str, str], ...]) -> _Prepared:
         if len(self._prepared) >= _REMEMBERED:
             self._prepared.clear()
-        self._prepared[asked, suffix] = prepared
+        prepared = self._prepared[key] = _Prepared(key, known, path, with_own(fields, self._fields))
         return prepared
 
 
@@ -242,6 +254,7 @@ class ParamsFastPath(_FastPath):
         version = params.get(b"SERVER_PROTOCOL", b"HTTP/1.1").decode("latin-1")
         request = Request(method, version, lines, has_body=False)
         reused = self._reused
+        # For as long as this call takes.
         reused.exchange.request = request._c
         reused.sink.fcgi_request_id = channel.request_id
         reused.sink.flags = lib.SENDGATE_SINK_TRY_NOW | channel._flags

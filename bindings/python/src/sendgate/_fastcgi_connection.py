@@ -305,7 +305,7 @@ class Call:
 
     @property
     def input(self) -> io.BufferedIOBase:
-        """The same, for whom any file will do: for a request without content that is one without a connection."""
+        """The same, for those who only read. That of a request without content is a file that costs less."""
         return io.BytesIO() if self.complete and not self._pieces and self._content is None else self.content
 
     def take(self, event: Event) -> None:
@@ -455,9 +455,10 @@ class Call:
 
         For the thread that waits for requests. Where it can't go on without waiting, the sender goes on.
         """
+        if not self.complete or self._pieces or self.aborted:
+            return False
         params = dict(self.params)
-        # Several lines of one field have to be joined.
-        if not self.complete or self._pieces or self.aborted or len(params) < len(self.params):
+        if len(params) < len(self.params) and _has_lines(self.params):
             return False
         given = files.answer(self.channel(), params, self)
         if given is None:
@@ -561,6 +562,12 @@ class Call:
         self.flush_errors()
         if last and self._had_errors:
             self.connection.send(pack_record(RecordType.STDERR, self.request_id))
+
+
+def _has_lines(params: tuple[tuple[bytes, bytes], ...]) -> bool:
+    """Whether a field came in several lines, which have to be joined."""
+    fields = [name for name, _ in params if name.startswith(b"HTTP_")]
+    return len(set(fields)) < len(fields)
 
 
 def is_harmless(error: BaseException) -> bool:

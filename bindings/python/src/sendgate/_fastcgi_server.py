@@ -581,8 +581,8 @@ class _Worker:
         call = connection.call
         if call is None and not connection.ended:
             return True
-        if call is not None and not connection.refused and self._is_sent(call):
-            return self._goes_on(call)
+        if call is not None and not connection.refused and self._send_file(call):
+            return self._after_file(call)
         self._ignore(connection)
         if call is None:
             self._part(connection)
@@ -592,21 +592,24 @@ class _Worker:
             self._tasks.put(lambda: self._answer(call))
         return False
 
-    def _is_sent(self, call: Call) -> bool:
-        """Whether it was a request for a file, which needs no thread of the pool."""
+    def _send_file(self, call: Call) -> bool:
+        """Have it sent, if it is a file that is asked for. False: the pool answers."""
         if self._files is None:
             return False
         try:
+            if not call.complete:
+                # Where a front server says separately that there is no content, that has come meanwhile.
+                call.connection.receive()
+                call.connection.reply(wait=False)
             return call.submit_file(self._files)
         except Exception as error:
-            # A mistake in the application's own functions, say: in the pool it ends in the log.
-            log.debug("Fast path: %s", error)
+            log.debug("Not without the pool: %s", error)
             return False
 
-    def _goes_on(self, call: Call) -> bool:
-        """What ``_progress`` does about a request that was answered without the pool."""
+    def _after_file(self, call: Call) -> bool:
+        """The connection, after a request that was answered without the pool. Whether it is still waited for."""
         connection = call.connection
-        if call.outcome is Outcome.REUSABLE and self._stop_at is None and not connection.has_replies:
+        if call.outcome is Outcome.REUSABLE and self._stop_at is None:
             connection.next()
             self._due.pop(connection, None)
             return True

@@ -280,6 +280,8 @@ class Site:
     ) -> None:
         self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._index = None if index is None else os.fsencode(index)
+        #: Whether it calls functions of the application's, which may belong where that runs.
+        self.has_functions = callable(headers) or callable(immutable)
         self._headers = headers if callable(headers) else tuple(headers)
         self._max_age = max_age
         self._immutable = re.compile(immutable).search if isinstance(immutable, str) else immutable
@@ -308,13 +310,10 @@ class Site:
         """
         if self._fd < 0:
             raise ValueError("the folder is closed")
-        relative, is_directory = normalize(path)
-        if not self._hidden and (relative.startswith(b".") or b"/." in relative) and not _well_known(relative):
+        located = self._locate(path)
+        if located is None:
             return None
-        if is_directory:
-            if self._index is None:
-                return None
-            relative = os.path.join(relative, self._index)
+        relative, is_directory = located
         if b"\0" in relative:
             return self.error(400)
         # What a callable of the site's raises is its own mistake, and no error of opening.
@@ -344,6 +343,23 @@ class Site:
             return Found(200, file or self._open(relative), known.content_type, known.fields, known)
         except (OSError, NotRegularError) as error:
             return self._not_opened(error, relative, is_directory)
+
+    def remembered(self, path: bytes) -> Known | None:
+        """What is known of the file for a decoded path, without looking for it or calling anything."""
+        located = self._locate(path)
+        known = None if located is None else self._known.get(located[0])
+        return None if known is None or known.until < time.monotonic() else known
+
+    def _locate(self, path: bytes) -> tuple[bytes, bool] | None:
+        """Where beneath the root a decoded path leads, and whether it ends in a slash. None: there can't be a file."""
+        relative, is_directory = normalize(path)
+        if not self._hidden and (relative.startswith(b".") or b"/." in relative) and not _well_known(relative):
+            return None
+        if is_directory:
+            if self._index is None:
+                return None
+            relative = os.path.join(relative, self._index)
+        return relative, is_directory
 
     def _not_opened(self, error: OSError | NotRegularError, relative: bytes, is_directory: bool) -> Found | None:
         """What answers for a file that can't be opened."""

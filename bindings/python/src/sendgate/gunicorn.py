@@ -274,13 +274,16 @@ class SyncWorker(_Worker, _SyncWorker):  # type: ignore[misc]
     With --threads above 1 gunicorn takes its own gthread worker instead: ask for ``ThreadWorker``.
     """
 
+    #: Made with the first answer, and after one that was broken off.
+    _sender: Sender | None = None
+
     def run(self) -> None:
         """Serve until told to stop."""
-        self._sender = Sender(max_in_flight=1)
         try:
             super().run()
         finally:
-            self._sender.close()
+            if self._sender is not None:
+                self._sender.close()
 
     def blocks(self, blocks: Iterable[bytes]) -> Iterable[bytes]:
         """An answer, for gunicorn to send."""
@@ -288,9 +291,11 @@ class SyncWorker(_Worker, _SyncWorker):  # type: ignore[misc]
 
     def send(self, exchange: _Exchange, sock: Any, body: Body) -> None:
         """Send it, and tell gunicorn's master once a second that this process is alive."""
-        sock.settimeout(self.send_timeout)
+        if self._sender is None:
+            self._sender = Sender(max_in_flight=1)
         sender = self._sender
         try:
+            sock.settimeout(self.send_timeout)
             given, result = sender._submit(exchange, sender._sink(_Sink(sock, self._timeout), try_now=True), None)
             if not given:
                 body.ended(result)
@@ -301,21 +306,16 @@ class SyncWorker(_Worker, _SyncWorker):  # type: ignore[misc]
             while not (completions := sender.take()):
                 ended.poll(1000)
                 self.notify()
+        except SendgateError:
+            raise
         except BaseException:
-            # A signal's handler raises anywhere, also before it is known what was submitted.
-            if sender._submitted:
-                self._abandon(sender)
+            # A signal's handler raises anywhere, also before it is known what was submitted. The application's memory
+            # has to be free before its close() is called; that doesn't depend on the client any more.
+            self._sender = None
+            sender.close()
+            exchange.close()
             raise
         body.ended(completions[0].result, completions[0].error)
-
-    def _abandon(self, sender: Sender) -> None:
-        """The application's memory has to be free before its close() is called, and a sender for the next answer. That
-        doesn't depend on the client any more.
-        """
-        sender.stop()
-        sender.take()
-        sender.close()
-        self._sender = Sender(max_in_flight=1)
 
 
 class _Pending:
