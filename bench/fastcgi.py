@@ -377,13 +377,14 @@ def main() -> None:
             for responder in responders:
                 responder.kill()  # flup would wait for its clients, and nothing is left to be done well
     base = responders[0].name
-    for what, runs in (("the responder alone", alone), ("responder and nginx", behind)):
+    for corner, what, runs in (("alone", "the responder", alone), ("behind nginx", "responder and nginx", behind)):
         if runs:
             shown = [Server(name, None, 0, []) for name in runs[cases[0].name]]
-            print(table(cases, shown, runs, 0, f"CPU time per request, ratio to {base} (median): {what}", base) + "\n")
+            title = f"CPU time per request, ratio to {base} (median): {what}"
+            print(table(cases, shown, runs, 0, title, base, corner) + "\n")
     if behind:
         names = list(behind[cases[0].name])
-        print("of which nginx\n\n| case | " + " | ".join(names) + " |\n| --- |" + " ---: |" * len(names))
+        print("| of which nginx | " + " | ".join(names) + " |\n| --- |" + " ---: |" * len(names))
         for case in cases:
             medians = [statistics.median(nginx for _, nginx in behind[case.name][name]) for name in names]
             print(f"| {case.name} | " + " | ".join(f"{median / 1000:.2f} us" for median in medians) + " |")

@@ -165,12 +165,14 @@ def make_files(data: Path) -> None:
         os.utime(data / name, (784111777, 784111777))  # long ago: entity tags are strong
 
 
-def table(cases: list[Case], servers: list[Server], runs: dict, what: int, title: str, base: str) -> str:
+def table(
+    cases: list[Case], servers: list[Server], runs: dict, what: int, title: str, base: str, corner: str = "case"
+) -> str:
     """A Markdown table of the median over the rounds of each round's ratio to the base server."""
     lines = [
         f"{title}",
         "",
-        "| case | " + " | ".join(s.name for s in servers) + " |",
+        f"| {corner} | " + " | ".join(s.name for s in servers) + " |",
         "| --- |" + " ---: |" * len(servers),
     ]
     for case in cases:

@@ -35,6 +35,11 @@ CHARTS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "wsgi.svg": ("| case | sendgate.wsgi.Files |", (), "us of CPU time per request (less is better)"),
     "asgi.svg": ("| case | sendgate.asgi.Files |", (), "us of CPU time per request (less is better)"),
     "rsgi.svg": ("| case | response_file |", (), "us of CPU time per request (less is better)"),
+    "fastcgi.svg": (
+        "| alone | sendgate |",
+        ("sendgate", "libfcgi", "sendgate Python", "sendgate WSGI", "flup"),
+        "CPU time per request, as a ratio to the C library's (less is better)",
+    ),
 }
 
 #: Middle tones, which show on white and on black; marks of different shapes, for those who see no colours.
