@@ -19,7 +19,7 @@ case $PREFIX$LIBDIR$INCLUDEDIR in
     *[[:space:]]*) echo "install: a space in $PREFIX: pkg-config couldn't tell where it ends" >&2; exit 1 ;;
 esac
 
-# What is below the prefix is said relative to it, so that a CMake package can be moved.
+# What is below the prefix is said relative to it, so that what was installed can be moved.
 below() {
     case $1 in
         "$PREFIX"/*) echo "${1#"$PREFIX"/}" ;;
@@ -30,7 +30,7 @@ lib=$(below "$LIBDIR")
 include=$(below "$INCLUDEDIR")
 up() { echo "$1" | sed 's|[^/][^/]*|..|g'; }
 fill() {
-    sed -e "s|@PREFIX@|$PREFIX|g" -e "s|@INCLUDEDIR@|$INCLUDEDIR|g" -e "s|@LIBDIR@|$LIBDIR|g" -e "s|@VERSION@|$VERSION|g" \
+    sed -e "s|@PREFIX@|$PREFIX|g" -e "s|@VERSION@|$VERSION|g" \
         -e "s|@MAJOR@|$major|g" -e "s|@LIB@|$lib|g" \
         -e "s|@INCLUDE@|$include|g" -e "s|@RELATIVE@|$(up "$lib/cmake/sendgate")|g" "$1"
 }

@@ -63,6 +63,18 @@ def test_pkg_config(
         assert ("libsendgate.so.0" in linked) is not static
 
 
+def test_moved(prefix: Path, tmp_path: Path) -> None:
+    """What was installed can be moved: pkg-config finds it where its file is now (--define-prefix)."""
+    need("pkg-config", "pkg-config")
+    moved = shutil.copytree(prefix, tmp_path / "moved", symlinks=True)
+    environment = {**os.environ, "PKG_CONFIG_PATH": str(moved / "lib/pkgconfig")}
+    flags = run("pkg-config", "--define-prefix", "--static", "--cflags", "--libs", "sendgate", env=environment)
+    assert str(prefix) not in flags
+    (tmp_path / "app.c").write_text(PROGRAM)
+    run("cc", "-static", tmp_path / "app.c", *flags.split(), "-o", tmp_path / "app")
+    assert run(tmp_path / "app", README).startswith(ANSWERED)
+
+
 def test_cmake(prefix: Path, environment: dict[str, str], tmp_path: Path) -> None:
     """find_package(sendgate), with the version that is there, and not with another."""
     need("cmake", "cmake")
