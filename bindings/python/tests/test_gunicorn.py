@@ -152,7 +152,8 @@ def fields(path):
     return [("X-Name", "\u20ac" if path == "euro" else path)]
 
 
-site = sendgate.wsgi.Files(HERE / "files", application=waits, headers=fields)
+site = sendgate.wsgi.Files(HERE / "files", application=waits)
+named = sendgate.wsgi.Files(HERE / "files", application=waits, headers=fields)
 
 
 def closing(environ, start_response):
@@ -1196,20 +1197,32 @@ HEADS = {
     "dots": b"GET /./x/../small HTTP/1.1\r\nHost: a\r\n\r\n",
     "another version": b"GET /small HTTP/1.2\r\nHost: a\r\n\r\n",
     "a forwarded path": b"GET /small HTTP/1.1\r\nHost: a\r\nPath-Info: /none\r\nScript-Name: /x\r\n\r\n",
+}
+#: The same where the application has a function for each file.
+NAMED_HEADS = {
+    "a function": b"GET /small HTTP/1.1\r\nHost: a\r\n\r\n",
     "an application's mistake": b"GET /bad HTTP/1.1\r\nHost: a\r\n\r\n",
     "a field that can't be sent": b"GET /euro HTTP/1.1\r\nHost: a\r\n\r\n",
 }
 
 
-@pytest.mark.parametrize("options", [(), ("--limit-request-field_size", "100")], ids=["", "limit"])
+@pytest.mark.parametrize(
+    ("heads", "application", "options"),
+    [
+        (HEADS, "app:site", ()),
+        (HEADS, "app:site", ("--limit-request-field_size", "100")),
+        (NAMED_HEADS, "app:named", ()),
+    ],
+    ids=["", "limit", "named"],
+)
 def test_each_head_means_the_same_with_a_thread_and_without(
-    start_site: Start, tmp_path: Path, options: tuple[str, ...]
+    start_site: Start, tmp_path: Path, heads: dict[str, bytes], application: str, options: tuple[str, ...]
 ) -> None:
     """As a first request it is gunicorn's, and as a second perhaps not. The worker survives all."""
     for name in ("bad", "euro"):
         (tmp_path / "files" / name).write_bytes(b"x")
     (tmp_path / "go").touch()
-    server = start_site(*options)
+    server = start_site(*options, application=application)
 
     def ask(data: bytes, *, second: bool) -> object:
         with server.connect() as client:
@@ -1220,7 +1233,7 @@ def test_each_head_means_the_same_with_a_thread_and_without(
             response = client.response()
             return response.status, response.body, sorted({**response.fields, "date": ""}.items())
 
-    for what, data in HEADS.items():
+    for what, data in heads.items():
         assert ask(data, second=False) == ask(data, second=True), what
     assert "Worker exiting" not in server.log
 
