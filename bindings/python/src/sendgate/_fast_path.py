@@ -19,7 +19,7 @@ from urllib.parse import unquote_to_bytes
 from sendgate._native import ffi, lib
 
 from ._answer import with_own
-from ._core import _CONSULTED, _REQUEST, Request, _error, _headers, _new, _set_str
+from ._core import _ENVIRON_KEYS, _REQUEST, Request, _error, _headers, _new, _set_str
 from ._sender import Sender, _Reused
 from ._site import _REMEMBERED, Known, Mount, acceptable
 from ._types import Connection, HeadForm
@@ -225,10 +225,8 @@ class FastPath(_FastPath):
         return unquote_to_bytes(asked)
 
 
-#: The consulted fields, as a front server calls them.
-_PARAMS = tuple(
-    (b"HTTP_" + name.upper().replace(b"-", b"_"), name) for name in sorted(_CONSULTED - {b"content-length"})
-)
+#: The fields that count, as a front server calls them.
+_PARAMS = tuple((key.encode(), name) for key, name in _ENVIRON_KEYS)
 
 
 class ParamsFastPath(_FastPath):
@@ -250,6 +248,7 @@ class ParamsFastPath(_FastPath):
             return None
         if prepared.known.codings:
             prepared = self._wanted(path, prepared, params.get(b"HTTP_ACCEPT_ENCODING", b"").decode("latin-1"))
+        # Not request_from_params, which makes an array of what it is given: as a rule there is no field that counts.
         lines = [(name, params[key]) for key, name in _PARAMS if key in params]
         version = params.get(b"SERVER_PROTOCOL", b"HTTP/1.1").decode("latin-1")
         request = Request(method, version, lines, has_body=False)

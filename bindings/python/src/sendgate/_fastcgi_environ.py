@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Any
 
 #: What has to be there, whatever a front server sends (PEP 3333).
@@ -18,15 +17,8 @@ _DEFAULTS = {
 
 def make_environ(params: tuple[tuple[bytes, bytes], ...]) -> dict[str, Any]:
     """The variables, bytes as latin-1. Fields that came several times are joined (RFC 9110 5.3)."""
-    environ: dict[str, Any] = dict(_DEFAULTS)
-    # All at once, unless there is a NUL in them.
-    words = b"\0".join(chain.from_iterable(params)).decode("latin-1").split("\0")
-    given = (
-        dict(zip(words[::2], words[1::2]))
-        if len(words) == 2 * len(params)
-        else {name.decode("latin-1"): value.decode("latin-1") for name, value in params}
-    )
-    environ.update(given)
+    given = {name.decode("latin-1"): value.decode("latin-1") for name, value in params}
+    environ: dict[str, Any] = {**_DEFAULTS, **given}
     if len(given) < len(params):
         _join(environ, params)
     if "PATH_INFO" not in environ:
