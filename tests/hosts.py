@@ -13,7 +13,7 @@ class Host:
     """One of them."""
 
     name: str
-    #: A header of the library that it is on, and the Debian package. None: it is a script.
+    #: A header of the library that it is on, and the Debian package. Both empty: it is a script.
     header: str = ""
     package: str = ""
     #: SIGPIPE is at its default: the library doesn't see to it.
