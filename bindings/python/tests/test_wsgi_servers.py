@@ -229,8 +229,23 @@ def run_waitress(application: Any, **options: Any) -> Iterator[Address]:
             yield ("127.0.0.1", int(server.effective_port))
         finally:
             server.task_dispatcher.shutdown()
-            # In the thread of its loop, whose map is then empty when the connections are closed.
-            server.trigger.pull_trigger(functools.partial(close_all, server))
+            # Its map is then empty when the connections are closed.
+            in_loop(server.trigger, functools.partial(close_all, server))
+
+
+def in_loop(trigger: Any, function: Callable[[], object]) -> None:
+    """Have the thread of waitress's loop do something that may close the trigger.
+
+    The loop can be at it before the trigger is pulled, if a task has just pulled it too.
+    """
+    pulled = threading.Event()
+
+    def when_pulled() -> None:
+        assert pulled.wait(60)
+        function()
+
+    trigger.pull_trigger(when_pulled)
+    pulled.set()
 
 
 def close_all(server: Any) -> None:
@@ -829,7 +844,7 @@ def test_waitress_serves_on_several_sockets(application: Application) -> None:
                 assert get(listener.getsockname(), "/file")[2] == CONTENT
         finally:
             trigger = next(one for one in server.map.values() if isinstance(one, waitress.trigger.trigger))
-            trigger.pull_trigger(server.close)
+            in_loop(trigger, server.close)
 
 
 def test_two_waitress_servers_have_one_loop(application: Application) -> None:
@@ -844,7 +859,7 @@ def test_two_waitress_servers_have_one_loop(application: Application) -> None:
         finally:
             for server in servers:
                 server.task_dispatcher.shutdown()
-                server.trigger.pull_trigger(server.close)
+                in_loop(server.trigger, server.close)
 
 
 def test_waitress_keeps_a_connection_whose_file_is_being_sent(application: Application) -> None:
@@ -883,7 +898,7 @@ def test_waitress_ends_when_it_is_closed_and_everything_is_sent(application: App
         (channel,) = server.active_channels.values()
         wait_until(lambda: not channel.requests)
         server.task_dispatcher.shutdown()
-        server.trigger.pull_trigger(server.close)
+        in_loop(server.trigger, server.close)
         assert client.file.read(BIG) == bytes(BIG)
     wait_until(lambda: library_threads() <= threads)
 
