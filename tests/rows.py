@@ -372,6 +372,7 @@ class Response:
     body: bytes | None
     head: bytes  #: as received, for messages
     request_version: int = 11  #: of the request it answers: 10 or 11
+    asked: int | None = None  #: when the request was sent, in seconds since 1970, where that is known
 
     def all(self, name: str) -> list[str]:
         """The values of all lines with this name, in order."""
@@ -581,8 +582,10 @@ def fetch(address: Address, request: bytes, *, timeout: float = 10, probe: bytes
     method, _, version = request.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
     with connect(address, timeout) as connection:
         reader = _Reader(connection, time.monotonic() + timeout)
+        asked = int(time.time())
         connection.sendall(request)
         response = _parse_head(reader.until(b"\r\n\r\n"), 10 if version == "HTTP/1.0" else 11)
+        response.asked = asked
         response.body = reader.exactly(_body_length(response, method))
         if reader.pending:
             raise ProtocolError(f"bytes after the answer: {reader.pending[:200]!r}\n{response.head!r}")

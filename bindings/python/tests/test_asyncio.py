@@ -1248,11 +1248,12 @@ def test_tls_client_that_is_slow(run: Run, certificate: tuple[Path, Path], big: 
     stop = threading.Event()
 
     def drip(client: socket.socket) -> None:
-        while not stop.wait(0.05):
+        # Slower than that, and the kernel's announcements of room, of 128 KiB, come too seldom for the limit.
+        while not stop.wait(0.02):
             client.recv(20_000)
 
     async def main() -> None:
-        async with TlsStreams(certificate, buffer=100_000) as streams:
+        async with TlsStreams(certificate, buffer=50_000) as streams:
             dripping = asyncio.ensure_future(asyncio.to_thread(drip, streams.client))
             answer = sendgate.asyncio.respond(streams.writer, None, big, timeout=1, min_rate=20_000)
             task = asyncio.ensure_future(answer)

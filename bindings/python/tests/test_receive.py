@@ -257,6 +257,7 @@ def test_timeouts(connection: tuple[socket.socket, socket.socket]) -> None:
         trickling = pool.submit(trickle)
         try:
             for limits in ({"total_timeout": 0.2}, {"timeout": 0.3, "min_rate": 1_000_000}):
+                assert select.select([ours], [], [], 20)[0]
                 with pytest.raises(sendgate.ResponseTimeoutError) as caught:
                     sendgate.recv_into(ours, bytearray(MIB), **limits)  # type: ignore[arg-type]
                 assert 0 < caught.value.received < MIB

@@ -115,8 +115,11 @@ def granian(loop: str, *options: str, limit: int | None = None, **environment: s
         given = {**os.environ, "SENDGATE_TEST_PERIOD": str(PERIOD), **environment}
         log = folder / "log"
         with serving(command, log, "/files/small", cwd=folder, env=given, preexec_fn=limited) as (address, _):
-            found = re.search(r"Spawning worker-1 with PID: (\d+)", log.read_text())
-            assert found, log.read_text()
+            # It is logged when the worker has been started, which may answer before that.
+            spawned = re.compile(r"Spawning worker-1 with PID: (\d+)\n")
+            wait_until(lambda: spawned.search(log.read_text()) is not None)
+            found = spawned.search(log.read_text())
+            assert found
             yield Granian(loop, address, folder, int(found[1]))
 
 

@@ -499,9 +499,9 @@ def test_idle_connections_are_closed(folder: Path) -> None:
     try:
         port = int(process.stdout.readline())
         for start in (b"", b"GET / HT", b"GET /a.txt HTTP/1.1\r\nHost: x\r\n\r\n"):
+            started = time.monotonic()
             with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
                 connection.sendall(start)
-                started = time.monotonic()
                 while connection.recv(1 << 16):
                     pass
                 assert 0.2 < time.monotonic() - started < 10
