@@ -696,15 +696,17 @@ int main(int argc, char **argv)
     read_clocks();
     int signals = signals_open();
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (epoll_fd < 0)
+        die("fileserver: epoll");
+    if (offloads)
+        offload_start(limit.rlim_max);
     int listener = listen_on((uint16_t)port);
     /* Edge-triggered as well: a listener that can't be emptied for want of descriptors must not spin the loop. */
     struct epoll_event on_accept = {.events = EPOLLIN | EPOLLET, .data.ptr = &listener};
     struct epoll_event on_signal = {.events = EPOLLIN, .data.ptr = &signals};
-    if (epoll_fd < 0 || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener, &on_accept) < 0
+    if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener, &on_accept) < 0
         || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, signals, &on_signal) < 0)
         die("fileserver: epoll");
-    if (offloads)
-        offload_start(limit.rlim_max);
 
     loop(&listener, &signals);
     close(listener); /* first, so that new clients go elsewhere */

@@ -51,6 +51,16 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+def has_connections(pid: int) -> bool:
+    """Besides the descriptors that it has from the beginning."""
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        # It may be closed by now.
+        with contextlib.suppress(FileNotFoundError):
+            if int(fd) > 8 and "socket" in os.readlink(f"/proc/{pid}/fd/{fd}"):
+                return True
+    return False
+
+
 @contextlib.contextmanager
 def running(where: str, folder: Path) -> Iterator[str]:
     """The program, and where it listens."""
@@ -61,10 +71,9 @@ def running(where: str, folder: Path) -> Iterator[str]:
         assert match
         yield match[1]
         assert process.poll() is None
-        descriptors = f"/proc/{process.pid}/fd"
         deadline = time.monotonic() + 10
         # A connection's end may be noticed a moment later.
-        while any("socket" in os.readlink(f"{descriptors}/{fd}") for fd in os.listdir(descriptors) if int(fd) > 8):
+        while has_connections(process.pid):
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:

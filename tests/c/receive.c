@@ -491,12 +491,14 @@ static void timeouts(void)
         check_case("a peer that is %s", enough ? "slow within min_rate" : "slower than min_rate");
         struct upload upload;
         struct place_of to;
-        upload_open(&upload, UNIX_PAIR, 0, 800);
+        /* What is enough takes longer than the idle timeout. */
+        size_t length = enough ? 2500 : 800;
+        upload_open(&upload, UNIX_PAIR, 0, length);
         upload.feeder.piece = 10;
         upload.feeder.pause_us = 10000;
-        upload.source.idle_timeout_ms = 300;
+        upload.source.idle_timeout_ms = enough ? 1500 : 300;
         upload.source.min_rate = enough ? 1 : 100000;
-        place_make(&to, MEMORY, 800);
+        place_make(&to, MEMORY, length);
         upload_start(&upload);
         CHECK_STATUS(receive(&upload, &to, 0), enough ? SENDGATE_OK : SENDGATE_ERR_TIMEOUT);
         place_check(&to, upload.got.received);

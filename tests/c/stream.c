@@ -872,8 +872,8 @@ static void times(void)
         int flags = fcntl(sockets[0], F_GETFL);
         ask_stream(&ask, -1, sockets[0]);
         *(total ? &ask.sink.total_timeout_ms : &ask.sink.idle_timeout_ms) = 200;
-        CHECK_STATUS(sendgate_stream_start(stream, &ask.exchange, &ask.sink, NULL), SENDGATE_OK);
         int64_t start = now_ms();
+        CHECK_STATUS(sendgate_stream_start(stream, &ask.exchange, &ask.sink, NULL), SENDGATE_OK);
         CHECK_STATUS(write_until(stream, &ask, 50000, SIZE_MAX, &done), SENDGATE_ERR_TIMEOUT);
         int64_t took = now_ms() - start;
         CHECK(took >= 150 && took < 10000);

@@ -20,14 +20,19 @@ def answers(
 
     files: the folder in which the file is for so long, and which is served below prefix.
     """
-    path = rows.make_file(files, row)
-    try:
-        tag = rows.file_tag(path)
-        target = prefix + path.name
-        request = rows.build_request(row, target, "localhost", tag) + rows.content_of(row)
-        return tag, [rows.fetch(address, request, timeout=60, probe=rows.probe(target)) for _ in range(times)]
-    finally:
-        path.unlink()
+    while True:
+        began = int(time.time())
+        path = rows.make_file(files, row)
+        try:
+            tag = rows.file_tag(path)
+            target = prefix + path.name
+            request = rows.build_request(row, target, "localhost", tag) + rows.content_of(row)
+            responses = [rows.fetch(address, request, timeout=60, probe=rows.probe(target)) for _ in range(times)]
+        finally:
+            path.unlink()
+        # A file is new for a second or two, in which this may have been held up.
+        if row.mtime != "now" or time.time() < began + 2:
+            return tag, responses
 
 
 def as_served(row: rows.Row, persistent: bool = True, charset: bool = True) -> rows.Row:

@@ -888,15 +888,21 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
+def take_and_reset(sock: socket.socket) -> None:
+    """Leave when something has come."""
+    sock.recv(1)
+    reset(sock)
+
+
 @pytest.mark.parametrize("copy", [False, True])
 def test_peer_gone(pair: tuple[Any, Any], big: Path, copy: bool) -> None:
     """PeerClosedError, a ConnectionError with EPIPE or ECONNRESET; the connection is broken."""
     server, client = pair
-    timer = threading.Timer(0.05, reset, [client])
-    timer.start()
+    leaving = threading.Thread(target=take_and_reset, args=[client])
+    leaving.start()
     with pytest.raises(sendgate.PeerClosedError) as caught:
         sendgate.respond(server, None, big, copy=copy)
-    timer.join()
+    leaving.join()
     error = caught.value
     assert isinstance(error, ConnectionError)
     assert error.errno in (errno.EPIPE, errno.ECONNRESET)
@@ -1374,11 +1380,11 @@ def test_tls_peer_gone(certificate: tuple[Path, Path], big: Path) -> None:
     """PeerClosedError, as on a plain socket."""
     tls = Tls(certificate)
     with tls.server:
-        timer = threading.Timer(0.05, reset, [tls.client])
-        timer.start()
+        leaving = threading.Thread(target=take_and_reset, args=[tls.client])
+        leaving.start()
         with pytest.raises(sendgate.PeerClosedError) as caught:
             sendgate.respond(tls.server, None, big)
-        timer.join()
+        leaving.join()
         assert caught.value.connection is Connection.BROKEN
 
 

@@ -106,8 +106,8 @@ def test_rows(folder: Path) -> None:
     for row in rows.load():
         if row.values_only or row.method not in ("GET", "HEAD") or rows.content_of(row):
             continue
-        if row.mtime == "future":
-            continue  # Last-Modified is now (RFC 9110 8.8.2.1)
+        if isinstance(row.mtime, str):
+            continue  # the clock has a say in what is answered (RFC 9110 8.8.1, 8.8.2.1)
         path = rows.make_file(folder, row)
         fields = [line for line in row.request_fields(rows.file_tag(path)) if line[0].lower() != b"content-length"]
         asked.append((params_of("/" + path.name, fields, row.method, row.version), b""))
@@ -275,12 +275,12 @@ def test_kept(folder: Path) -> None:
 
 def test_a_kept_connection_may_be_idle(folder: Path) -> None:
     """However long; one that says nothing from the beginning, or stops within a request, is closed."""
-    with serving_files(folder, timeout=0.3) as path, Front(path) as kept, Front(path) as silent, Front(path) as half:
+    with serving_files(folder, timeout=1.5) as path, Front(path) as kept, Front(path) as silent, Front(path) as half:
         assert kept.ask({**GET, "PATH_INFO": "/a.txt"}, keep=True).status == 200
         assert half.ask({**GET, "PATH_INFO": "/a.txt"}, keep=True).status == 200
         half.send(begin(keep=True))
         assert silent.is_closed() and half.is_closed()
-        time.sleep(0.5)
+        time.sleep(2)
         assert kept.ask({**GET, "PATH_INFO": "/a.txt"}).status == 200
 
 

@@ -584,7 +584,7 @@ def ask_status(path: str) -> int | None:
 
 def test_who_stalls_is_disconnected() -> None:
     """In the middle of the parameters and of the content, also of a second request; but not between two."""
-    with serving(TestHandler, timeout=0.2) as path, Front(path) as kept, Front(path) as front, Front(path) as third:
+    with serving(TestHandler, timeout=1.5) as path, Front(path) as kept, Front(path) as front, Front(path) as third:
         kept.ask({**POST, "CONTENT_TYPE": "a"}, keep=True)
         front.send(begin() + params_records(GET)[:-1])
         third.send(begin() + params_records({**GET, "HTTP_CONTENT_TYPE": "a"}))

@@ -386,6 +386,8 @@ def start(tmp_path: Path, content: bytes) -> Iterator[Start]:
     """Starts gunicorns that end with the test."""
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "small").write_bytes(SMALL)
+    # Long ago, so that its entity tag doesn't become strong between two requests.
+    os.utime(tmp_path / "files" / "small", (784111777, 784111777))
     (tmp_path / "files" / "large").write_bytes(content)
     (tmp_path / "app.py").write_text(APPLICATION)
     with contextlib.ExitStack() as stack:
@@ -419,7 +421,9 @@ def running(directory: Path, chdir: Path, worker: str, application: str, *option
         assert match, server.log + output.read_text()
         server.port = int(match[1])
         yield server
-    assert "Traceback" not in output.read_text(), output.read_text()
+    # gunicorn's handler raises SystemExit also in a worker that is ending already, which Python and gevent print.
+    printed = re.sub(r"(?s)Traceback(?:(?!Traceback).)*?\nSystemExit: 0\n", "", output.read_text())
+    assert "Traceback" not in printed, printed
 
 
 # ---- HTTP ----
@@ -881,10 +885,10 @@ def test_the_end_is_not_lost_by_what_comes_after_it(start: Start, content: bytes
     with server.connect(receive_buffer=65536) as client:
         client.request("/file/large", "Connection: close")
         response = client.head()
-        assert client.read(LENGTH - 4_000_000) == content[:-4_000_000]
+        assert client.read(1_000_000) == content[:1_000_000]
         client.sock.sendall(b"GET / HTTP/1.1\r\n" * 100)
         assert response.length == LENGTH
-        assert client.rest() == content[-4_000_000:]
+        assert client.rest() == content[1_000_000:]
 
 
 def test_the_sync_worker_is_not_killed_for_a_slow_client(start: Start, content: bytes) -> None:
@@ -1221,6 +1225,7 @@ def test_each_head_means_the_same_with_a_thread_and_without(
     """As a first request it is gunicorn's, and as a second perhaps not. The worker survives all."""
     for name in ("bad", "euro"):
         (tmp_path / "files" / name).write_bytes(b"x")
+        os.utime(tmp_path / "files" / name, (784111777, 784111777))
     (tmp_path / "go").touch()
     server = start_site(*options, application=application)
 

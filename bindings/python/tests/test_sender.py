@@ -310,9 +310,14 @@ def test_try_now_where_it_takes_waiting(sender: Sender, pair: tuple[Any, Any]) -
     server, client = pair
     server.setblocking(False)
     filled = 0
-    with contextlib.suppress(BlockingIOError):
-        while True:
+    # Where it is full, TCP moves what it has to the peer for a while yet.
+    full = time.monotonic()
+    while time.monotonic() - full < 0.5:
+        try:
             filled += server.send(bytes(1 << 16))
+            full = time.monotonic()
+        except BlockingIOError:
+            time.sleep(0.01)
     id = sender.submit(server, None, b"hello", try_now=True)
     assert isinstance(id, int)
     receive(client, filled)
@@ -729,8 +734,7 @@ def test_no_interpreter_is_needed(sender: Sender, tmp_path: Path) -> None:
     attempts = []
     for longer in range(1, 5):
         since, begun, ended, until = download_meanwhile(sender, path, length + longer)
-        assert until - since > 0.3, "the interpreter was not held"
-        if since < begun < ended < until:
+        if until - since > 0.3 and since < begun < ended < until:
             return
         attempts.append((since, begun, ended, until))
     pytest.fail(f"held since, begun, ended, held until: {attempts}")

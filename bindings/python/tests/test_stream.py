@@ -450,8 +450,8 @@ def test_a_client_that_does_not_read(
     """ResponseTimeoutError; the mode of the socket is as it was."""
     server, _ = pair
     server.setblocking(blocking)
-    stream = Stream(server, get(), **arguments)
     begun = time.monotonic()
+    stream = Stream(server, get(), **arguments)
     with pytest.raises(sendgate.ResponseTimeoutError) as caught:
         while True:
             stream.write(DATA * 100)

@@ -45,10 +45,12 @@ EARLY = {
     *(server.name for server in ASGI),
     *(server.name for server in WSGI if "gunicorn" in server.name or "wsgiref" in server.name),
 }
-#: Those whose connection nobody can look at: pieces are made until writing one fails.
-BLIND = {"waitress"}
-#: How many MiB a server keeps of what a client doesn't take, where that is more than a few: 16 in waitress.
-KEPT = {"waitress": 32, "sendgate.waitress": 32}
+#: Those whose connection nobody can look at, so that pieces are made until writing one fails; and the one behind a
+#: front server, which may pass on late that a client has left.
+BLIND = {"waitress", FASTCGI.name}
+#: How many MiB a server keeps of what a client doesn't take, where that is more than a few: 16 in waitress, which the
+#: interpreter has in several copies.
+KEPT = {"waitress": 64, "sendgate.waitress": 64}
 #: Those that have sent a head when the content fails, however early that is.
 HASTY = {"cheroot"}
 #: Those that serve one client at a time, as they are started here: gunicorn without threads, gevent without its monkey

@@ -214,7 +214,14 @@ def run_cheroot(application: Any, certificate: Any = None, adapter: Any = None, 
             application.server = server
             yield server.bind_addr
         finally:
+            # A thread that has just answered may be about to put its connection back, which has to be possible.
+            wait_until(lambda: has_put_back(server))
             server.stop()
+
+
+def has_put_back(server: Any) -> bool:
+    """Whether none of cheroot's threads has a connection."""
+    return all(thread.conn is None for thread in server.requests._threads)
 
 
 @contextlib.contextmanager
@@ -804,7 +811,9 @@ def test_cheroot_counts_what_was_sent(application: Application) -> None:
             assert client.ended()
         statistics = application.server.stats["Worker Threads"]
         written = lambda: sum(thread["Bytes Written"](thread) for thread in statistics.values())  # noqa: E731
-        wait_until(lambda: written() > len(CONTENT))
+        # What a thread has counted, it counts twice for a moment.
+        wait_until(lambda: has_put_back(application.server))
+        assert written() > len(CONTENT)
         assert written() < len(CONTENT) + 1000
 
 
@@ -869,14 +878,19 @@ def test_waitress_keeps_a_connection_whose_file_is_being_sent(application: Appli
         client.head()
         server = application.server
         (channel,) = server.active_channels.values()
-        wait_until(lambda: not channel.requests)
-        channel.last_activity = 0
-        server.maintenance(time.time())
+        wait_until(lambda: not channel.requests and server.task_dispatcher.active_count == 0)
+        passed = threading.Event()
+
+        def long_after() -> None:
+            channel.last_activity = 0
+            server.maintenance(time.time())
+            passed.set()
+
+        server.trigger.pull_trigger(long_after)
+        assert passed.wait(60)
         assert client.file.read(BIG) == bytes(BIG)
-        wait_until(lambda: channel.last_activity > 0)
-        channel.last_activity = 0
-        server.maintenance(time.time())
-        server.pull_trigger()
+        wait_until(lambda: not channel._is_sending())
+        server.trigger.pull_trigger(long_after)
         assert client.ended()
 
 
