@@ -213,10 +213,11 @@ static void stopping(void)
         flight_send(&stalled, sender, file_new("answer", HUGE_FILE));
         flight_send(&flight, sender, file_new("other", LARGE));
         start = now_ms();
-        CHECK_STATUS(sendgate_sender_stop(sender, 300), SENDGATE_ERR_TIMEOUT);
+        /* Time enough for the other one. */
+        CHECK_STATUS(sendgate_sender_stop(sender, 1000), SENDGATE_ERR_TIMEOUT);
         int64_t took = now_ms() - start;
-        CHECK(took >= 300 && took < 20000);
-        CHECK_STATUS(sendgate_sender_stop(sender, 300), SENDGATE_ERR_TIMEOUT);
+        CHECK(took >= 1000 && took < 20000);
+        CHECK_STATUS(sendgate_sender_stop(sender, 1000), SENDGATE_ERR_TIMEOUT);
         CHECK(flight_collect(sender, 2) == &stalled);
         check_completion(&stalled.done, SENDGATE_ERR_CANCELLED, 200, SENDGATE_CONN_BROKEN);
         CHECK(!(fcntl(stalled.sock, F_GETFL) & O_NONBLOCK));
@@ -363,7 +364,7 @@ static void signals(void)
     check_case("the sender's thread blocks all signals but those of faults");
     unsigned long long blocked = 0;
     check_sender_works(sender); /* so that it has begun */
-    CHECK_INT(sender_masks(&blocked), 1);
+    UNTIL(sender_masks(&blocked) == 1); /* a thread that was joined may be there for a moment */
     for (int i = 1; i <= 64; i++) {
         if (is_usual(i) || is_fault(i))
             CHECK_INT(blocked >> (i - 1) & 1, is_usual(i));
