@@ -211,7 +211,7 @@ static void slow_begin(struct flight *flight, enum manner manner, enum kind kind
         break;
     case BELOW_RATE:
         /* Never idle for that long. */
-        peer->rate = 4000000;
+        peer->rate = 1000000;
         sink->min_rate = 1 << 30;
         break;
     case ABOVE_RATE:
