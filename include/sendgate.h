@@ -1249,9 +1249,10 @@ sendgate_status sendgate_request_from_head(struct sendgate_request *req,
  * Describe the whole file fd, by one fstat(2): fill all of rep but content_type. Sets
  * SENDGATE_REP_HAS_MTIME. The entity tag, "<mtime_ns hex>-<size hex>", goes to etag_buf
  * (SENDGATE_ETAG_MAX bytes; NULL: none), which rep borrows, with SENDGATE_REP_ETAG_FROM_MTIME.
- * flags: SENDGATE_ETAG_INODE, SENDGATE_ETAG_CTIME. SENDGATE_ERR_NOT_REGULAR: a directory, FIFO, socket or device, or a file of
- * the kernel's own making that says it is empty but is not. SENDGATE_ERR_IO: *sys_errno (may be
- * NULL) tells; it is also set with SENDGATE_ERR_NOT_REGULAR: EISDIR for a directory.
+ * flags: SENDGATE_ETAG_INODE, SENDGATE_ETAG_CTIME. SENDGATE_ERR_NOT_REGULAR: a directory, FIFO,
+ * socket or device, or a file of the kernel's own making that says it is empty but is not.
+ * SENDGATE_ERR_IO: *sys_errno (may be NULL) tells; it is also set with SENDGATE_ERR_NOT_REGULAR:
+ * EISDIR for a directory.
  */
 sendgate_status sendgate_rep_from_fd(struct sendgate_rep *rep,
                                      int32_t fd,

@@ -126,9 +126,10 @@ pub(super) fn fill_request(out: &mut sendgate_request, request: &Request<'_>) {
 /// Describe the whole file fd, by one fstat(2): fill all of rep but content_type. Sets
 /// SENDGATE_REP_HAS_MTIME. The entity tag, "<mtime_ns hex>-<size hex>", goes to etag_buf
 /// (SENDGATE_ETAG_MAX bytes; NULL: none), which rep borrows, with SENDGATE_REP_ETAG_FROM_MTIME.
-/// flags: SENDGATE_ETAG_INODE, SENDGATE_ETAG_CTIME. SENDGATE_ERR_NOT_REGULAR: a directory, FIFO, socket or device, or a file of
-/// the kernel's own making that says it is empty but is not. SENDGATE_ERR_IO: *sys_errno (may be
-/// NULL) tells; it is also set with SENDGATE_ERR_NOT_REGULAR: EISDIR for a directory.
+/// flags: SENDGATE_ETAG_INODE, SENDGATE_ETAG_CTIME. SENDGATE_ERR_NOT_REGULAR: a directory, FIFO,
+/// socket or device, or a file of the kernel's own making that says it is empty but is not.
+/// SENDGATE_ERR_IO: *sys_errno (may be NULL) tells; it is also set with SENDGATE_ERR_NOT_REGULAR:
+/// EISDIR for a directory.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sendgate_rep_from_fd(
     rep: *mut sendgate_rep,
