@@ -26,6 +26,15 @@ BIG = 20 * MIB
 START_SECONDS = 60  # for a server to say where it listens, under Valgrind too
 
 
+def descriptors(process: int) -> list[str]:
+    """What it has open."""
+    names = []
+    for entry in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed in the meantime
+            names.append(os.readlink(entry))
+    return sorted(names)
+
+
 class Served:
     """What answers at an address, and the process of ours that does."""
 
@@ -35,11 +44,7 @@ class Served:
 
     def descriptors(self) -> list[str]:
         """What it has open."""
-        names = []
-        for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # closed in the meantime
-                names.append(os.readlink(entry))
-        return sorted(names)
+        return descriptors(self.process.pid)
 
     def processor_time(self) -> float:
         """Seconds that it has used."""

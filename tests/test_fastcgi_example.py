@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 import rows
-from serving import PROGRAMS
+from serving import PROGRAMS, descriptors
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests/differential"))
@@ -51,14 +51,9 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def has_connections(pid: int) -> bool:
-    """Besides the descriptors that it has from the beginning."""
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        # It may be closed by now.
-        with contextlib.suppress(FileNotFoundError):
-            if int(fd) > 8 and "socket" in os.readlink(f"/proc/{pid}/fd/{fd}"):
-                return True
-    return False
+def sockets(process: int) -> int:
+    """How many it has."""
+    return sum(name.startswith("socket:") for name in descriptors(process))
 
 
 @contextlib.contextmanager
@@ -69,11 +64,12 @@ def running(where: str, folder: Path) -> Iterator[str]:
         assert process.stdout is not None
         match = re.fullmatch(r"listening on (.*)\n", process.stdout.readline())
         assert match
+        before = sockets(process.pid)
         yield match[1]
         assert process.poll() is None
         deadline = time.monotonic() + 10
         # A connection's end may be noticed a moment later.
-        while has_connections(process.pid):
+        while sockets(process.pid) > before:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
