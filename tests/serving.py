@@ -30,7 +30,7 @@ def descriptors(process: int) -> list[str]:
     """What it has open."""
     names = []
     for entry in Path(f"/proc/{process}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed in the meantime
+        with contextlib.suppress(OSError):  # closed in the meantime
             names.append(os.readlink(entry))
     return sorted(names)
 

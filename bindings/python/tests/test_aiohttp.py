@@ -24,6 +24,7 @@ import pytest
 import rows
 from launching import launched
 from served_rows import SOCKET_ROWS, answers, as_served, complaints
+from serving import descriptors
 from support import READS, Client, moved, traced, wait_until
 
 pytest.importorskip("aiohttp", reason="aiohttp is not installed: bindings/python/requirements-dev.txt")
@@ -99,10 +100,7 @@ class Running:
 
     def descriptors(self) -> list[str]:
         """What it has open of files and sockets."""
-        found = []
-        for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                found.append(os.readlink(entry))
+        found = descriptors(self.process.pid)
         return [name for name in found if name.startswith((str(self.folder), "socket:"))]
 
 

@@ -20,6 +20,7 @@ import pytest
 import rows
 from asgi_servers import OTHERS, OURS, Folder, Server, running
 from asked import check_all
+from serving import descriptors
 from support import READS, moved, traced, wait_until
 
 OLD = 784111777
@@ -176,8 +177,7 @@ def test_nothing_stays_open(server: Running) -> None:
             server.get(target, **asked)
 
     def opened() -> list[str]:
-        fds = Path(f"/proc/{server.process}/fd")
-        return [name for name in (os.readlink(fd) for fd in fds.iterdir() if fd.exists()) if name.endswith("file.bin")]
+        return [name for name in descriptors(server.process) if name.endswith("file.bin")]
 
     wait_until(lambda: opened() == [])
 

@@ -26,6 +26,7 @@ import rows
 from asgi_servers import OTHERS, OURS, Folder, Server, running
 from asked import check_all
 from served_rows import SOCKET_ROWS, answers, as_served, complaints
+from serving import descriptors
 from support import READS, moved, traced, wait_until
 
 OLD = 784111777
@@ -64,12 +65,7 @@ class Running:
 
     def opened(self, path: Path) -> int:
         """How many of its descriptors lead to a file."""
-        found = 0
-        for process in self.processes():
-            for fd in Path(f"/proc/{process}/fd").iterdir():
-                with contextlib.suppress(OSError):
-                    found += os.readlink(fd) == str(path)
-        return found
+        return sum(descriptors(process).count(str(path)) for process in self.processes())
 
     def peak(self) -> int:
         """Bytes of memory that it has had at most since ``forget_peak``."""

@@ -23,6 +23,7 @@ import pytest
 import rows
 from asked import check_all
 from launching import serving
+from serving import descriptors
 from support import READS, moved, traced, wait_until
 
 OLD = 784111777
@@ -257,12 +258,7 @@ class Running:
 
     def opened(self, name: str) -> int:
         """How many descriptors of the file it has."""
-        found = 0
-        for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
-            # It may be closed in between.
-            with contextlib.suppress(FileNotFoundError):
-                found += os.readlink(link).endswith("/" + name)
-        return found
+        return sum(found.endswith("/" + name) for found in descriptors(self.process.pid))
 
     def memory(self, name: str) -> int:
         """Bytes, by a line of its status: VmHWM is the peak, RssAnon what it has taken for itself."""

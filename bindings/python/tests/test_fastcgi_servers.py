@@ -21,6 +21,7 @@ import django_project
 import rows
 from fastcgi_fronts import HERE, KINDS, Fronted, Kind, different, fronted
 from served_rows import SOCKET_ROWS, answers, as_served, complaints
+from serving import descriptors
 from support import wait_until
 
 MIB = bytes(range(256)) * 4096
@@ -239,15 +240,7 @@ def test_client_leaves_a_file(front: Fronted) -> None:
     get(front, "/")
     for _ in range(5):
         leave(front, "/files/left", 1_000_000)
-
-    def is_open() -> bool:
-        names = []
-        for fd in Path(f"/proc/{front.process.pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                names.append(os.readlink(fd))
-        return str(path) in names
-
-    wait_until(lambda: not is_open())
+    wait_until(lambda: str(path) not in descriptors(front.process.pid))
     path.unlink()
     assert get(front, "/")[0].status == 200
 
